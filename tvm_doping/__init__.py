@@ -1,0 +1,1 @@
+"""tvm_doping: compile doped LSTMs (structured + sparse weights) with Apache TVM."""
