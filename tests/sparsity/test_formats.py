@@ -1,0 +1,181 @@
+"""Every format x every awkward shape: packing is exact, matvec right, the arrays as specified."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from tvm_doping.errors import InvalidInput
+from tvm_doping.sparsity import FORMATS, Packed, matvec, pack, unpack
+from tvm_doping.structures import canonical
+
+SHAPES = [(1, 1), (16, 32), (17, 33), (5, 100), (64, 64), (200, 50), (31, 1)]
+DENSITIES = [0.0, 0.03, 0.3, 1.0]
+
+
+def random_s(m: int, n: int, density: float, seed: int = 0) -> sparse.csr_array:
+    rng = np.random.default_rng(seed)
+    W = rng.standard_normal((m, n), dtype=np.float32) * (rng.random((m, n)) < density)
+    W[m // 2] = 0
+    return canonical(W)
+
+
+def same(a: sparse.csr_array, b: sparse.csr_array) -> bool:
+    return (
+        a.shape == b.shape
+        and a.data.dtype == b.data.dtype == np.float32
+        and np.array_equal(a.indptr, b.indptr)
+        and np.array_equal(a.indices, b.indices)
+        and np.array_equal(a.data, b.data)
+    )
+
+
+def check_arrays(packed: Packed) -> None:
+    for name, array in packed.arrays.items():
+        assert array.size >= 1, name
+        assert array.flags.c_contiguous, name
+    assert packed.bytes == sum(a.nbytes for a in packed.arrays.values())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("density", DENSITIES)
+def test_packing_is_exact_and_matvec_right(name: str, shape: tuple[int, int], density: float) -> None:
+    S = random_s(*shape, density)
+    packed = pack(name, S)
+    check_arrays(packed)
+    assert same(unpack(packed), S)
+    assert packed.nnz == S.nnz
+    x = np.random.default_rng(1).standard_normal((2, 3, shape[1]))
+    y = matvec(packed, x)
+    assert y.shape == (2, 3, shape[0])
+    np.testing.assert_allclose(y, x @ S.toarray().astype(np.float64).T, atol=1e-12 * shape[1])
+    assert matvec(packed, x[0, 0].astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "sell16"])
+def test_more_columns_than_sixteen_bits_hold(name: str) -> None:
+    columns = np.array([0, 65535, 65536, 69999, 70000])
+    entries = (np.arange(1, 6, dtype=np.float32), (np.array([0, 0, 1, 18, 18]), columns))
+    S = canonical(sparse.coo_array(entries, shape=(19, 70001)))
+    packed = pack(name, S)
+    assert same(unpack(packed), S)
+    x = np.zeros(70001, np.float32)
+    x[65536] = 2.0
+    assert matvec(packed, x)[1] == 6.0
+
+
+def test_sell16_refuses_more_columns_than_its_indices_hold() -> None:
+    with pytest.raises(InvalidInput, match="65536"):
+        pack("sell16", canonical(sparse.coo_array((3, 65537), dtype=np.float32)))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.floats(0, 1), st.integers(0, 2**16))
+def test_law_unpack_inverts_pack(name: str, m: int, n: int, density: float, seed: int) -> None:
+    S = random_s(m, n, density, seed)
+    assert same(unpack(pack(name, S)), S)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 2**16), st.floats(-3, 3))
+def test_law_matvec_is_linear(name: str, m: int, n: int, seed: int, scale: float) -> None:
+    packed = pack(name, random_s(m, n, 0.3, seed))
+    x, z = np.random.default_rng(seed).standard_normal((2, n))
+    np.testing.assert_allclose(
+        matvec(packed, scale * x + z), scale * matvec(packed, x) + matvec(packed, z), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8, 16])
+def test_csr_pads_rows_to_the_multiple_with_their_last_column(multiple: int) -> None:
+    S = random_s(20, 45, 0.2)
+    packed = pack("csr", S, multiple=multiple)
+    a = packed.arrays
+    assert a["indptr"].dtype == np.int32
+    assert a["indices"].dtype == np.uint16
+    assert a["values"].dtype == np.float32
+    lengths = np.diff(a["indptr"])
+    assert not (lengths % multiple).any()
+    assert (lengths - np.diff(S.indptr) < multiple).all()
+    for row in range(20):
+        own = S.indices[S.indptr[row] : S.indptr[row + 1]]
+        stored = a["indices"][a["indptr"][row] : a["indptr"][row + 1]]
+        assert (stored[len(own) :] == own[-1:]).all()
+        assert not a["values"][a["indptr"][row] + len(own) : a["indptr"][row + 1]].any()
+    assert same(unpack(packed), S)
+
+
+def test_sell16_groups_rows_of_like_length() -> None:
+    S = random_s(50, 40, 0.3)
+    a = pack("sell16", S).arrays
+    lengths = np.diff(S.indptr)
+    assert sorted(a["rows"]) == list(range(64))
+    assert list(a["rows"][50:]) == list(range(50, 64))
+    assert (np.diff(lengths[a["rows"][:50]]) <= 0).all()
+    assert list(np.diff(a["group_ptr"])) == [lengths[a["rows"][g * 16]] for g in range(4)]
+    assert a["indices"].dtype == np.uint16
+    assert a["values"].shape == a["indices"].shape
+
+
+@pytest.mark.parametrize("sort", [0, 1])
+@pytest.mark.parametrize("max_slots", [1, 5, 12, 32])
+def test_perm32_is_laid_out_as_specified(sort: int, max_slots: int) -> None:
+    S = random_s(40, 100, 0.5)
+    packed = pack("perm32", S, sort=sort, max_slots=max_slots)
+    a = packed.arrays
+    lengths = np.append(np.diff(S.indptr), np.zeros(8, int))
+    assert list(a["rows"]) == (list(np.argsort(-lengths, kind="stable")) if sort else list(range(48)))
+    assert a["counts"].shape == (3, max_slots)
+    assert a["indices"].dtype == np.uint8
+    assert a["stripes"].dtype == np.uint16
+    W = np.vstack([S.toarray(), np.zeros((8, 100))])
+    W = np.pad(W, ((0, 0), (0, 28)))
+    cell = slot = 0
+    for g in range(3):
+        assert (a["cell_ptr"][g], a["slot_ptr"][g]) == (cell, slot)
+        deep = (W[a["rows"][g * 16 : g * 16 + 16]].reshape(16, 4, 32) != 0).sum(2).max(0)
+        wanted = []
+        for stripe, k in enumerate(deep.tolist()):
+            wanted += [(max_slots, stripe)] * (k // max_slots)
+            wanted += [(k % max_slots, stripe)] if k % max_slots else []
+        got = []
+        for k in range(1, max_slots + 1):
+            for _ in range(a["counts"][g, k - 1]):
+                got.append((k, int(a["stripes"][cell])))
+                cell, slot = cell + 1, slot + k
+        assert got == sorted(wanted)
+    assert (a["cell_ptr"][3], a["slot_ptr"][3]) == (cell, slot)
+    assert len(a["indices"]) == slot
+    assert same(unpack(packed), S)
+    x = np.random.default_rng(0).standard_normal(100)
+    np.testing.assert_allclose(matvec(packed, x), S.toarray().astype(np.float64) @ x, atol=1e-9)
+
+
+def test_blocks_of_a_block_pattern_hold_no_padding() -> None:
+    rng = np.random.default_rng(0)
+    S = canonical(np.repeat(rng.random((4, 30)) < 0.2, 8, axis=0) * rng.standard_normal((32, 30)))
+    packed = pack("block8", S)
+    assert packed.arrays["values"].size == S.nnz
+    assert (packed.arrays["values"] != 0).all()
+
+
+def test_a_wrong_name_or_parameter_is_named() -> None:
+    S = random_s(4, 4, 0.5)
+    with pytest.raises(InvalidInput, match="perm32"):
+        pack("coo", S)
+    with pytest.raises(InvalidInput, match="stride"):
+        pack("csr", S, stride=3)
+    with pytest.raises(InvalidInput, match="multiple"):
+        pack("csr", S, multiple=0)
+    with pytest.raises(InvalidInput, match="max_slots"):
+        pack("perm32", S, max_slots=40)
+    with pytest.raises(InvalidInput, match="format csr"):
+        FORMATS["csr"].unpack(pack("block4", S))
+    with pytest.raises(InvalidInput, match="last dimension"):
+        matvec(pack("csr", S), np.zeros(5))

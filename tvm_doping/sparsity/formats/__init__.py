@@ -1,0 +1,43 @@
+"""How S is stored. One row of FORMATS makes a format known."""
+
+from __future__ import annotations
+
+from numpy import floating
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from tvm_doping.errors import InvalidInput
+from tvm_doping.sparsity.formats.base import Format, Packed
+from tvm_doping.sparsity.formats.block import Block
+from tvm_doping.sparsity.formats.csr import CSR
+from tvm_doping.sparsity.formats.perm import Perm32
+from tvm_doping.sparsity.formats.sell import SELL16
+
+FORMATS: dict[str, Format] = {
+    "csr": CSR(),
+    "sell16": SELL16(),
+    "perm32": Perm32(),
+    "block4": Block(4),
+    "block8": Block(8),
+    "block16": Block(16),
+}
+
+
+def pack(format: str, S: sparse.csr_array, **params: int) -> Packed:
+    """S in the format of that name. InvalidInput for an unknown name or parameter."""
+    if format not in FORMATS:
+        raise InvalidInput("sparse format", f"one of {', '.join(FORMATS)}", repr(format), "Choose one.")
+    return FORMATS[format].pack(S, **params)
+
+
+def unpack(packed: Packed) -> sparse.csr_array:
+    """The canonical S that was packed, entry for entry."""
+    return FORMATS[packed.format].unpack(packed)
+
+
+def matvec(packed: Packed, x: ArrayLike) -> NDArray[floating]:
+    """y = x S^T for x (..., n) -> y (..., m), computed on the packed arrays."""
+    return FORMATS[packed.format].matvec(packed, x)
+
+
+__all__ = ["CSR", "FORMATS", "SELL16", "Block", "Format", "Packed", "Perm32", "matvec", "pack", "unpack"]

@@ -1,0 +1,59 @@
+"""SELL-16: sixteen rows of like length side by side, one row a vector lane."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from tvm_doping.errors import InvalidInput
+from tvm_doping.sparsity.formats.base import LANES, Array, Format, Packed, lanes_by_length, pointers, sum_runs
+from tvm_doping.structures.sparse import from_coordinates, row_of_entry
+
+
+class SELL16(Format):
+    """rows (G*16,), group_ptr (G+1,) in slots: int32; indices (slots, 16) uint16; values (slots, 16) float32.
+
+    Rows are sorted by descending length (stable); `rows` has the row of each lane, and lanes beyond the last
+    row count on from m. A lane is padded with its row's last column (0 if empty) and the value 0.
+    Source: SELL-C-sigma of Kreutzer et al., SIAM J. Sci. Comput. 36(5), 2014, arXiv 1307.6209.
+    """
+
+    name = "sell16"
+
+    def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]:
+        m, n = S.shape
+        if n > 2**16:
+            raise InvalidInput("S", "at most 65536 columns for format sell16", f"{n}", "Use csr or perm32.")
+        lengths = np.diff(S.indptr).astype(np.int64)
+        lanes = lanes_by_length(lengths)
+        rank = np.empty(len(lanes), np.int64)
+        rank[lanes] = np.arange(len(lanes))
+        lane_length, last = np.zeros(len(lanes), np.int64), np.zeros(len(lanes), np.uint16)
+        lane_length[rank[:m]] = lengths
+        last[rank[:m][lengths > 0]] = S.indices[S.indptr[1:][lengths > 0] - 1]
+        slots = lane_length.reshape(-1, LANES).max(1)
+        group_ptr = pointers(slots)
+        indices = np.repeat(last.reshape(-1, LANES), slots, axis=0)
+        values = np.zeros(indices.shape, np.float32)
+        row = row_of_entry(S)
+        slot = group_ptr[rank[row] // LANES] + np.arange(S.nnz) - S.indptr[row]
+        lane = rank[row] % LANES
+        indices[slot, lane], values[slot, lane] = S.indices, S.data
+        return {"rows": lanes, "group_ptr": group_ptr, "indices": indices, "values": values}
+
+    def _unpack(self, packed: Packed) -> sparse.csr_array:
+        a = packed.arrays
+        slots = np.diff(a["group_ptr"])
+        rows = np.repeat(a["rows"].reshape(-1, LANES), slots, axis=0)
+        total = len(rows)
+        return from_coordinates(
+            rows.ravel(), a["indices"][:total].ravel(), a["values"][:total].ravel(), packed.shape
+        )
+
+    def _matvec(self, packed: Packed, x: NDArray[np.floating]) -> NDArray[np.floating]:
+        a = packed.arrays
+        lanes = sum_runs(x[..., a["indices"]] * a["values"].astype(x.dtype), a["group_ptr"], axis=-2)
+        y = np.empty((*x.shape[:-1], len(a["rows"])), x.dtype)
+        y[..., a["rows"]] = lanes.reshape(y.shape)
+        return y[..., : packed.shape[0]]
