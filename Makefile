@@ -1,0 +1,66 @@
+# `make demo` and `make test` do all the set-up they need: a virtual environment in .venv with pinned packages.
+# pip's own settings (an index of your own, the index with PyTorch's CPU wheels) are honoured as always.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST ?=
+
+.PHONY: help demo test lint format install install-dev system clean
+
+help:
+	@echo "make demo    train, compile, check and time a small doped LSTM (about 4 minutes)"
+	@echo "make test    all tests        (PYTEST='-m \"not slow\"' and the like are passed on)"
+	@echo "make lint    ruff and mypy    make format  ruff, rewriting"
+	@echo "make clean   remove what these made, the virtual environment included"
+
+demo: install
+	$(BIN)/python -m tvm_doping.bench.demo
+
+test: install-dev
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest $(PYTEST)
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.with-bench
+install-dev: $(VENV)/.with-dev
+
+# TVM links what it generates with g++; Debian keeps venv's ensurepip in a package of its own.
+# Root on a Debian gets what is missing; anyone else is told the command.
+system:
+	@need=""; \
+	command -v g++ >/dev/null || need="$$need g++"; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || need="$$need python3-venv"; \
+	if [ -n "$$need" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$need; \
+	  else \
+	    echo "Missing:$$need. Install with: sudo apt-get install$$need"; exit 1; \
+	  fi; \
+	fi
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, got {v}; say which: make PYTHON=python3.11 ...")'
+
+# torch first and alone: the same version as a CPU build where pip finds one, else the one with CUDA libraries
+# (larger, and just as good on a machine without a GPU).
+$(VENV)/.with-torch: constraints.txt | system
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.with-bench: $(VENV)/.with-torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e ".[bench]"
+	@touch $@
+
+$(VENV)/.with-dev: $(VENV)/.with-bench
+	$(PIP) install -q -c constraints.txt -e ".[bench,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo-output *.egg-info .*_cache .hypothesis
