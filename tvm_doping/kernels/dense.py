@@ -1,0 +1,110 @@
+"""y += W z for a dense W, and what is made of dense products: low rank U (V z), and the hybrid [D; U V].
+
+Arrays: panels (ceil(m / lanes), n, lanes): `lanes` consecutive rows side by side, so that one load serves one column of all of them and
+no horizontal sum is needed. Rows beyond m are zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tvm_doping._tvm import T
+from tvm_doping.kernels.emit import Buffer, Product2, Registers, matmul, splat, store
+from tvm_doping.kernels.plan import Config, Part
+from tvm_doping.kernels.scope import SLACK, Scope
+
+# A product of one stream is bound by memory: four panels are four streams for the prefetcher, and with the two columns in
+# flight eight chains of FMAs, which covers four cycles of latency on two ports.
+_PANELS, _CHAINS = 4, 8
+
+
+def pack(structure: Any, config: Config) -> dict[str, np.ndarray]:
+    """The panels of a dense, low-rank or hybrid structure."""
+    arrays = structure.arrays()
+    return {name: panels(array, config.lanes) for name, array in arrays.items()}
+
+
+def panels(w: np.ndarray, lanes: int) -> np.ndarray:
+    """W (m, n) as panels (ceil(m / lanes), n, lanes)."""
+    m, n = w.shape
+    padded = np.zeros((-(-m // lanes) * lanes, n), "float32")
+    padded[:m] = w
+    return np.ascontiguousarray(padded.reshape(-1, lanes, n).transpose(0, 2, 1))
+
+
+def to_dense(part: Part, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The dense matrix that packed panels stand for."""
+    m, _ = part.shape
+
+    def rows(name: str, count: int) -> np.ndarray:
+        p = arrays[name]
+        return p.transpose(0, 2, 1).reshape(-1, p.shape[1])[:count]
+
+    if part.kind == "dense":
+        return rows("W", m)
+    if part.kind == "low_rank":
+        return rows("U", m) @ rows("V", part.dims[0])
+    k, rank = part.dims
+    return np.concatenate([rows("D", k), rows("U", m - k) @ rows("V", rank)])
+
+
+def emit(part: Part, scope: Scope, prefix: str) -> None:
+    """Emit y += W z[offset:] for a part of kind dense, low_rank or hybrid."""
+    m, n = part.shape
+    if part.kind == "dense":
+        _product(scope, scope.arrays[prefix + "W"], n, part.offset, 0)
+        return
+    k, rank = (0, part.dims[0]) if part.kind == "low_rank" else part.dims
+    if k:
+        _product(scope, scope.arrays[prefix + "D"], n, part.offset, 0)
+    size = (rank + SLACK) * scope.width
+    inner = T.alloc_buffer((size,), "float32")
+    with T.serial(0, size // scope.lanes) as i:
+        store(inner, i * scope.lanes, splat(0.0, scope.lanes), scope.lanes)
+    common = {"arrays": scope.arrays, "config": scope.config, "width": scope.width}
+    _product(Scope(z=scope.z, y=inner, **common), scope.arrays[prefix + "V"], n, part.offset, 0)
+    _product(Scope(z=inner, y=scope.y, **common), scope.arrays[prefix + "U"], rank, 0, k)
+
+
+def _product(scope: Scope, w: Buffer, n: int, offset: int, row: int) -> None:
+    """y[row:] += W z[offset : offset + n]."""
+    count, lanes = int(w.shape[0]), scope.lanes
+    if scope.width > 1:
+        with T.serial(0, count) as g:
+            matmul(
+                Product2(
+                    m=lanes, k=n, nv=scope.vectors,
+                    a=lambda i, k: w[g, k, i],
+                    x=lambda k, j: scope.input(offset + k, j),
+                    out=lambda i, j, value: scope.accumulate(row + g * lanes + i, value, j),
+                ),
+                scope.config,
+            )  # fmt: skip
+        return
+
+    def group(first: Any, size: int) -> None:
+        unroll = max(1, _CHAINS // size)
+        acc = Registers(size * unroll, lanes)
+
+        def column(k: Any, u: int) -> None:
+            x = T.bind(splat(scope.z[offset + k], lanes))
+            for p in range(size):
+                vector = w[first + p, k, T.Ramp(0, 1, lanes)] if lanes > 1 else w[first + p, k, 0]
+                acc.fma(p * unroll + u, vector, x)
+
+        if n >= unroll:
+            with T.serial(0, n // unroll) as block:
+                for u in range(unroll):
+                    column(block * unroll + u, u)
+        for k in range(n // unroll * unroll, n):
+            column(k, k % unroll)
+        for p in range(size):
+            scope.accumulate(row + (first + p) * lanes, acc.total(range(p * unroll, (p + 1) * unroll)))
+
+    if count >= _PANELS:
+        with T.serial(0, count // _PANELS) as block:
+            group(block * _PANELS, _PANELS)
+    if count % _PANELS:
+        group(count // _PANELS * _PANELS, count % _PANELS)

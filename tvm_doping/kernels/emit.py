@@ -1,0 +1,165 @@
+"""The words that the kernels are written in: vectors, registers and register tiles of TensorIR.
+
+The kernels are built with TVM's IRBuilder rather than parsed from text: a kernel is a Python function that emits its loops
+into the function being built, so that a layer is composed of the same pieces whatever its structure and format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_doping._tvm import T, tirx
+from tvm_doping.kernels.plan import Config
+
+Expr = Any  # a TensorIR expression, or a Python int where an index is meant
+Buffer = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product2:
+    """The accessors of a small matrix product O (m, nv vectors) = A (m, k) X (k, nv vectors).
+
+    a(i, p) is a scalar, x(p, j) a vector, out(i, j, value) consumes the finished vector.
+    """
+
+    m: int
+    k: int
+    nv: int
+    a: Callable[[Expr, Expr], Expr]
+    x: Callable[[Expr, Expr], Expr]
+    out: Callable[[Expr, Expr, Expr], None]
+
+
+def load(buffer: Buffer, base: Expr, lanes: int, row: Expr | None = None) -> Expr:
+    """The `lanes` consecutive values of `buffer` from `base` on (of its row `row`, if it has two dimensions)."""
+    index = T.Ramp(base, 1, lanes) if lanes > 1 else base
+    return buffer[index] if row is None else buffer[row, index]
+
+
+def store(buffer: Buffer, base: Expr, value: Expr, lanes: int) -> None:
+    """buffer[base : base + lanes] = value."""
+    T.buffer_store(buffer, value, [T.Ramp(base, 1, lanes) if lanes > 1 else base])
+
+
+def add(buffer: Buffer, base: Expr, value: Expr, lanes: int) -> None:
+    """buffer[base : base + lanes] += value."""
+    store(buffer, base, load(buffer, base, lanes) + value, lanes)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """A vector whose lanes all hold the fp32 `value`."""
+    scalar = T.float32(value) if isinstance(value, (int, float)) else value
+    return T.broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+class Registers:
+    """`count` vector accumulators. Each is a buffer of its own with constant indices, which LLVM keeps in a register."""
+
+    def __init__(self, count: int, lanes: int) -> None:
+        self.lanes = lanes
+        self.buffers = [T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(count)]
+        for buffer in self.buffers:
+            store(buffer, 0, splat(0.0, lanes), lanes)
+
+    def __getitem__(self, i: int) -> Expr:
+        return load(self.buffers[i], 0, self.lanes)
+
+    def fma(self, i: int, a: Expr, b: Expr) -> None:
+        """register[i] += a * b."""
+        store(self.buffers[i], 0, self[i] + a * b, self.lanes)
+
+    def total(self, which: range | None = None) -> Expr:
+        """The sum of the registers (all, or `which`), pairwise: the additions do not wait for each other."""
+        terms = [self[i] for i in which or range(len(self.buffers))]
+        while len(terms) > 1:
+            terms = [terms[i] + terms[i + 1] if i + 1 < len(terms) else terms[i] for i in range(0, len(terms), 2)]
+        return terms[0]
+
+
+class Counter:
+    """An int32 variable that the emitted code advances."""
+
+    def __init__(self, start: Expr) -> None:
+        self.buffer = T.alloc_buffer((1,), "int32", scope="local")
+        T.buffer_store(self.buffer, start, [0])
+
+    @property
+    def value(self) -> Expr:
+        return self.buffer[0]
+
+    def advance(self, by: Expr) -> None:
+        T.buffer_store(self.buffer, self.buffer[0] + by, [0])
+
+
+def copy(source: Callable[[Expr, int], Expr], target: Callable[[Expr, Expr, int], None], count: int, lanes: int) -> None:
+    """target(i, source(i, w), w) for all i < count: whole vectors, then the rest one by one (nothing beyond is touched)."""
+    whole = count // lanes
+    if whole:
+        with T.serial(0, whole) as i:
+            target(i * lanes, source(i * lanes, lanes), lanes)
+    if count > whole * lanes:
+        with T.serial(whole * lanes, count) as j:
+            target(j, source(j, 1), 1)
+
+
+def matmul(product: Product2, config: Config) -> None:
+    """Emit the product in register tiles of R rows by V vectors; out() is called row by row, left to right."""
+    lanes = config.lanes
+    rows, width = _register_tile(product.m, product.nv, config.registers)
+
+    def tile(i0: Expr, r: int, j0: Expr, v: int) -> None:
+        acc = Registers(r * v, lanes)
+        with T.serial(0, product.k) as p:
+            columns = [T.bind(product.x(p, j0 + j)) for j in range(v)] if r > 1 else [product.x(p, j0 + j) for j in range(v)]
+            for i in range(r):
+                scalar = splat(product.a(i0 + i, p), lanes)
+                for j in range(v):
+                    acc.fma(i * v + j, scalar, columns[j])
+        for i in range(r):
+            for j in range(v):
+                product.out(i0 + i, j0 + j, acc[i * v + j])
+
+    def across(i0: Expr, r: int) -> None:
+        _blocks(product.nv, width, lambda j0, v: tile(i0, r, j0, v))
+
+    _blocks(product.m, rows, across)
+
+
+def _blocks(extent: int, size: int, body: Callable[[Expr, int], None]) -> None:
+    whole = extent // size
+    if whole == 1:
+        body(0, size)
+    elif whole > 1:
+        with T.serial(0, whole) as block:
+            body(block * size, size)
+    if extent % size:
+        body(whole * size, extent % size)
+
+
+def _register_tile(m: int, nv: int, registers: int) -> tuple[int, int]:
+    """The tile (rows, vectors) of least estimated cycles: two FMAs, two loads a cycle, and four cycles of FMA latency."""
+
+    def cost(r: int, v: int) -> float:
+        total = 0.0
+        for rows in _sizes(m, r):
+            for vectors in _sizes(nv, v):
+                loads = vectors + rows if vectors > 1 else 1 + rows
+                total += max(rows * vectors / 2, loads / 2, 4.0)
+        return total
+
+    candidates = [
+        (r, v) for v in range(1, min(nv, 12) + 1) for r in range(1, min(m, 24) + 1) if r * v + v + 1 <= registers - 1
+    ]
+    return min(candidates, key=lambda c: (round(cost(*c), 3), c[0] * c[1]))
+
+
+def _sizes(extent: int, size: int) -> Sequence[int]:
+    whole = [size] * (extent // size)
+    return [*whole, extent % size] if extent % size else whole
+
+
+def const(value: int) -> Expr:
+    """An int32 constant."""
+    return tirx.const(value, "int32")

@@ -1,0 +1,49 @@
+"""One linear layer y = x W^T + b over M independent rows of x (M, I), fp32, M symbolic; W structured, sparse, both or dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tvm_doping._tvm import IRBuilder, T, tirx, tvm
+from tvm_doping.kernels import product
+from tvm_doping.kernels.plan import LinearPlan
+from tvm_doping.kernels.scope import SLACK, Scope
+from tvm_doping.kernels.streams import Streams, for_each
+
+
+def pack(plan: LinearPlan, w: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
+    """The layer's arrays, in the order in which the function takes them. bias (O,)."""
+    return {"bias": np.ascontiguousarray(bias, "float32"), **product.pack(plan.product, [w], plan.config)}
+
+
+def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The layer in NumPy on packed arrays."""
+    y: np.ndarray = x @ product.to_dense(plan.product, arrays).T + arrays["bias"]
+    return y.astype("float32")
+
+
+def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
+    """The function (x, *arrays, y) of the layer."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "doping.kernel": "linear", "doping.format": plan.product.sparse or "none"})
+            rows = tirx.Var("rows", "int64")
+            x = T.match_buffer(T.arg("x", T.handle()), (rows, plan.inputs))
+            packed = product.parameters(arrays)
+            y = T.match_buffer(T.arg("y", T.handle()), (rows, plan.outputs))
+
+            def run(streams: Streams) -> None:
+                inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
+                outer = T.alloc_buffer(((plan.outputs + SLACK) * streams.width,), "float32")
+                scope = Scope(z=inner, y=outer, arrays=packed, config=plan.config, width=streams.width)
+                streams.gather(x, inner, 0, plan.inputs)
+                product.set_bias(plan.product, scope)
+                product.emit(plan.product, scope)
+                streams.scatter(outer, 0, y, plan.outputs)
+
+            for_each(rows, plan.config, run)
+    return builder.get()

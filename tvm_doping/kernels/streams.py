@@ -1,0 +1,68 @@
+"""How a batch is cut into streams: padded tiles of one stream a lane, and streams one by one; and the copies in and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm_doping._tvm import T, tirx
+from tvm_doping.kernels.emit import Buffer, Expr, copy, load, store
+from tvm_doping.kernels.plan import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """`width` streams of a batch from stream `first` on, laid out buffer[k * width + stream]."""
+
+    first: Expr
+    width: int
+    batch: Expr
+    lanes: int
+
+    def gather(self, source: Buffer, target: Buffer, at: int, count: int, t: Expr | None = None) -> None:
+        """target[(at + i) * width + s] = source[(t,) first + s, i]; a padded tile repeats the last stream."""
+
+        def read(n: Expr, i: Expr, w: int) -> Expr:
+            index = T.Ramp(i, 1, w) if w > 1 else i
+            return source[n, index] if t is None else source[t, n, index]
+
+        if self.width == 1:
+            copy(lambda i, w: read(self.first, i, w), lambda i, v, w: store(target, at + i, v, w), count, self.lanes)
+            return
+        with T.serial(0, self.width) as s:
+            n = T.bind(tirx.min(self.first + s, self.batch - 1))
+            with T.serial(0, count) as i:
+                store(target, (at + i) * self.width + s, read(n, i, 1), 1)
+
+    def scatter(self, source: Buffer, at: int, target: Buffer, count: int, t: Expr | None = None) -> None:
+        """target[(t,) first + s, i] = source[(at + i) * width + s], for the streams that there are."""
+
+        def write(n: Expr, i: Expr, value: Expr, w: int) -> None:
+            index = T.Ramp(i, 1, w) if w > 1 else i
+            T.buffer_store(target, value, [n, index] if t is None else [t, n, index])
+
+        if self.width == 1:
+            copy(lambda i, w: load(source, at + i, w), lambda i, v, w: write(self.first, i, v, w), count, self.lanes)
+            return
+        with T.serial(0, tirx.min(tirx.const(self.width, "int64"), self.batch - self.first)) as s:
+            with T.serial(0, count) as i:
+                write(self.first + s, i, source[(at + i) * self.width + s], 1)
+
+
+def for_each(batch: Expr, config: Config, run: Callable[[Streams], None]) -> None:
+    """run() full tiles, then a padded tile if the remainder is worth one, then the streams that are left one by one."""
+
+    def streams(first: Expr, width: int) -> Streams:
+        return Streams(first=first, width=width, batch=batch, lanes=config.lanes)
+
+    if not config.tile:
+        with T.serial(0, batch) as n:
+            run(streams(n, 1))
+        return
+    worth = tirx.Cast("int64", (batch % config.tile) >= config.tile_from)
+    tiles = T.bind(batch // config.tile + worth)
+    with T.serial(0, tiles) as block:
+        run(streams(block * config.tile, config.tile))
+    done = T.bind(tirx.min(tiles * config.tile, batch))
+    with T.serial(0, batch - done) as n:
+        run(streams(done + n, 1))
