@@ -1,1 +1,58 @@
-"""tvm_doping: compile doped LSTMs (structured + sparse weights) with Apache TVM."""
+"""tvm_doping: compile doped LSTMs (structured + sparse weights) with Apache TVM.
+
+    tvm_doping.dope(model, compression=20)                  # any torch module with LSTMs and Linears; then train it
+    bundle = tvm_doping.compile(model, target="auto")       # or the run folder that training wrote
+    bundle.save("my-bundle")
+    session = tvm_doping.load("my-bundle")                  # needs neither torch nor TVM's compiler
+    y = session.step(x)
+
+Importing this package loads neither torch nor TVM; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm_doping.bundle import Bundle, compile
+    from tvm_doping.errors import DopingError
+    from tvm_doping.models import dope, undope
+    from tvm_doping.runtime import Session, load
+    from tvm_doping.targets import Target
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bundle": "tvm_doping.bundle",
+    "DopingError": "tvm_doping.errors",
+    "Session": "tvm_doping.runtime",
+    "Target": "tvm_doping.targets",
+    "compile": "tvm_doping.bundle",
+    "dope": "tvm_doping.models",
+    "load": "tvm_doping.runtime",
+    "undope": "tvm_doping.models",
+}
+__all__ = [
+    "Bundle",
+    "DopingError",
+    "Session",
+    "Target",
+    "__version__",
+    "compile",
+    "dope",
+    "load",
+    "undope",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,8 @@
 """Targets: the machines that code is made for, and the detection of this one.
 
-A target names an instruction set by its x86-64 psABI level, and knows what the schedules ask of a machine: how many fp32
-lanes a register has, and how large its caches are. Importing this module loads neither torch nor TVM.
+A target names an instruction set by its x86-64 psABI level, and knows what the schedules ask of a machine:
+how many fp32 lanes a register has, and how large its caches are. Importing this module loads neither torch
+nor TVM.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 KIB = 1024
 MIB = 1024 * KIB
 
-# The x86-64 psABI's micro-architecture levels, in the names of /proc/cpuinfo: there SSE3 is "pni", LZCNT is "abm", and
-# OSXSAVE and OSFXSR, which no flag names, follow from "xsave" and "fxsr" as Linux always enables what it lists.
+# The x86-64 psABI's micro-architecture levels, in the names of /proc/cpuinfo: there SSE3 is "pni", LZCNT is
+# "abm", and OSXSAVE and OSFXSR, which no flag names, follow from "xsave" and "fxsr" as Linux always enables
+# what it lists.
 _V1 = ("cmov", "cx8", "fpu", "fxsr", "mmx", "sse", "sse2", "syscall")
 _V2 = (*_V1, "cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3")
 _V3 = (*_V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave")
@@ -35,7 +37,8 @@ class Target:
 
     name      how users and bundles call it;
     mcpu      LLVM's name of the CPU; mattr: LLVM features added or taken away;
-    features  what the CPU must have, as /proc/cpuinfo names it: a bundle asks for all of them before its code is loaded;
+    features  what the CPU must have, as /proc/cpuinfo names it: a bundle asks for all of them before its code
+              is loaded;
     lanes     fp32 values in one vector register;
     cores     cores the code may use;
     l1 l2 l3  bytes of cache that one core reaches (data; 0 where there is none).
@@ -84,7 +87,7 @@ DETECT = ("auto", "native")
 
 
 def resolve(target: str | Target = "auto") -> Target:
-    """The target of that name; "auto" (or "native") is the highest level that this CPU has, with its cores and caches.
+    """The target of that name; "auto" (or "native"): the highest level this CPU has, its cores and caches.
 
     Raises TargetError for an unknown name, and for "auto" on a machine that no target describes.
     """
@@ -115,7 +118,7 @@ def detect() -> Target:
     raise TargetError(
         "target 'auto'",
         f"an x86-64 CPU on Linux with at least {', '.join(_V2)}",
-        f"{platform.machine()} on {platform.system()} with {', '.join(sorted(have)) or 'no features that can be read'}",
+        f"{platform.machine()} on {platform.system()} with {' '.join(sorted(have)) or 'no features to read'}",
         "Name the target to compile for, e.g. x86-64-v3.",
     )
 
@@ -127,7 +130,9 @@ def missing_features(features: tuple[str, ...] | list[str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def cpu_features(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
-    """What this CPU can do, as /proc/cpuinfo names it: flags that all cores share; empty where there is no such file."""
+    """What this CPU can do, as /proc/cpuinfo names it: the flags that all cores share; empty without such a
+    file.
+    """
     try:
         lines = Path(cpuinfo).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -1,0 +1,95 @@
+"""TVM's runtime library, loaded without torch and without the compiler: its quirks stand here."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import threading
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_doping.errors import BundleError
+
+_CPU, _FIRST, _POOLED = (
+    1,
+    0,
+    2,
+)  # DLPack's CPU; device 0; the VM's allocator that keeps freed blocks for the next step
+
+
+class _NoTorch(MetaPathFinder):
+    """Hides torch from one thread while tvm_ffi is imported: it imports torch, where installed, for 2 s and
+    200 MB.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name == "torch" and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError("torch is not needed here", name=name)
+        return None
+
+
+def _import_ffi() -> Any:
+    hide = _NoTorch()
+    sys.meta_path.insert(0, hide)
+    try:
+        import tvm_ffi
+    finally:
+        sys.meta_path.remove(hide)
+    return tvm_ffi
+
+
+def _load_runtime() -> None:
+    """libtvm_runtime.so holds the Relax VM. RTLD_GLOBAL: the bundle's library finds TVM's symbols in it."""
+    if "tvm" in sys.modules:
+        return  # it has loaded the same library
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise BundleError(
+            "the TVM runtime", "the package apache-tvm", "no such package", "pip install apache-tvm"
+        )
+    places = [Path(spec.origin).parent / "lib"]
+    if os.environ.get("TVM_LIBRARY_PATH"):
+        places.insert(0, Path(os.environ["TVM_LIBRARY_PATH"]))
+    for place in places:
+        if (place / "libtvm_runtime.so").is_file():
+            ctypes.CDLL(str(place / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+            return
+    raise BundleError(
+        "the TVM runtime",
+        "libtvm_runtime.so",
+        f"nothing of that name in {', '.join(map(str, places))}",
+        "Reinstall apache-tvm.",
+    )
+
+
+_ffi = _import_ffi()
+_load_runtime()
+from_dlpack = _ffi.from_dlpack
+as_numpy = np.from_dlpack
+item = _ffi.get_global_func("ffi.ArrayGetItem")  # results[i], at a third of the price of Array.__getitem__
+
+
+def open_library(path: Path) -> Any:
+    """The function `main` of a compiled library, on a Relax VM of its own."""
+    library = _ffi.load_module(
+        str(path.resolve())
+    )  # a name without a slash would be searched for, not opened
+    machine = library["vm_load_executable"]()
+    machine["vm_initialization"](_CPU, _FIRST, _POOLED)
+    return machine["main"]
+
+
+def pack_weights(arrays: list[Any]) -> Any:
+    """The weights as the one tuple that `main` takes, converted once: a Python tuple would be converted at
+    every call.
+    """
+    return _ffi.convert([from_dlpack(array) for array in arrays])
