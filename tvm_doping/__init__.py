@@ -1,9 +1,9 @@
 """tvm_doping: compile doped LSTMs (structured + sparse weights) with Apache TVM.
 
-    tvm_doping.dope(model, compression=20)                  # any torch module with LSTMs and Linears; then train it
-    bundle = tvm_doping.compile(model, target="auto")       # or the run folder that training wrote
+    tvm_doping.dope(model, compression=20)             # any torch model with LSTMs and Linears; then train it
+    bundle = tvm_doping.compile(model, target="auto")  # or the run folder that training wrote
     bundle.save("my-bundle")
-    session = tvm_doping.load("my-bundle")                  # needs neither torch nor TVM's compiler
+    session = tvm_doping.load("my-bundle")             # needs neither torch nor TVM's compiler
     y = session.step(x)
 
 Importing this package loads neither torch nor TVM; each name below is loaded when it is first used.
@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvm_doping.bundle import Bundle, compile
+    from tvm_doping.build import compile
+    from tvm_doping.bundle import Bundle
     from tvm_doping.errors import DopingError
     from tvm_doping.models import dope, undope
     from tvm_doping.runtime import Session, load
@@ -28,7 +29,7 @@ _HOME = {
     "DopingError": "tvm_doping.errors",
     "Session": "tvm_doping.runtime",
     "Target": "tvm_doping.targets",
-    "compile": "tvm_doping.bundle",
+    "compile": "tvm_doping.build",
     "dope": "tvm_doping.models",
     "load": "tvm_doping.runtime",
     "undope": "tvm_doping.models",

@@ -1,4 +1,4 @@
-"""The bundle, which is what is deployed: a folder with a manifest, a library, the weights and a golden input and output.
+"""The bundle, which is what is deployed: a folder with a library, its weights, and what both need.
 
     bundle.json            the manifest: what the other files are, and what they need of a machine
     lib.so                 the compiled model: a TVM Relax executable

@@ -37,7 +37,7 @@ def load(path: str | os.PathLike[str], *, batch: int | None = None, verify: bool
 
 
 class Session:
-    """A stream with state. Inputs and outputs are in the manifest's order; one output comes alone, several as a tuple.
+    """A stream with state. Inputs and outputs as the manifest orders them; several outputs are a tuple.
 
     `step(x)` takes one time step (no time axis), `run(xs)` takes T of them; both carry the state on, so that
     running a sequence in pieces equals running it at once. Sessions are independent; calls of one session

@@ -4,6 +4,8 @@ once.
 
 from __future__ import annotations
 
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,6 @@ def reference(weights, x, carry):
 
 def executable(outputs=None) -> bytes:
     """lib.so of the model above; `outputs(emit, x, carry, y)` may choose other results."""
-    import tempfile
-
     import tvm
     from tvm import relax, tirx
     from tvm.relax import op
@@ -60,8 +60,6 @@ def make_bundle(library: bytes, **changes) -> Bundle:
     }
     x = rng.standard_normal((4, 2, WIDTH), np.float32)
     y, carry = reference(weights, x, np.zeros((2, OUT), np.float32))
-    from importlib.metadata import version
-
     manifest = Manifest(
         name="tiny",
         target=TargetSpec(name="x86-64-v2", features=targets.TARGETS["x86-64-v2"].features),
@@ -78,7 +76,7 @@ def make_bundle(library: bytes, **changes) -> Bundle:
         manifest=manifest.model_copy(update=changes),
         library=library,
         weights=weights,
-        golden={"input.x": x, "output.y": y, "state.carry": carry},
+        golden={"input.x": x, "output.y": y, "state.carry": carry.copy()},
     )
 
 
