@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,8 +35,8 @@ def nm32(scores: ArrayLike, density: float) -> NDArray[np.bool_]:
     return mask
 
 
-def blocks(scores: ArrayLike, density: float, rows: Literal[4, 8, 16] = 16) -> NDArray[np.bool_]:
-    """Whole vertical blocks of `rows` x 1, by the sum of their scores: round(density * number of blocks) of them.
+def blocks(scores: ArrayLike, density: float, rows: int = 16) -> NDArray[np.bool_]:
+    """Whole vertical blocks of `rows` x 1, by the sum of their scores: round(density * blocks) of them.
 
     A last band of fewer rows has blocks as tall as it is.
     """
