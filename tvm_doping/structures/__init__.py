@@ -7,6 +7,7 @@ from tvm_doping.structures.dense import Dense, Zero
 from tvm_doping.structures.doped import Doped
 from tvm_doping.structures.kronecker import Kronecker
 from tvm_doping.structures.low_rank import Hybrid, LowRank
+from tvm_doping.structures.recover import recover
 from tvm_doping.structures.shapes import hybrid_shapes, kron_shapes, low_rank
 from tvm_doping.structures.sparse import canonical
 from tvm_doping.structures.spec import from_spec, to_spec
@@ -37,5 +38,6 @@ __all__ = [
     "hybrid_shapes",
     "kron_shapes",
     "low_rank",
+    "recover",
     "to_spec",
 ]

@@ -44,7 +44,8 @@ class Dense(Structure):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, ArrayLike], shape: tuple[int, int]) -> Self:
-        out = cls(*(matrix(name, array) for name, array in zip(["W"], take(arrays, "W"), strict=True)))
+        (W,) = take(arrays, "W")
+        out = cls(matrix("W", W))
         check_shape(out, shape)
         return out
 
@@ -52,18 +53,23 @@ class Dense(Structure):
         return x @ self.W.T.astype(x.dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Zero(Structure):
     """The zero matrix (m, n): what a pruned matrix is `Doped` onto."""
 
-    shape: tuple[int, int]  # type: ignore[misc]  # a field here, a property of its siblings
+    m: int
+    n: int
     kind: ClassVar[str] = "zero"
 
-    def __post_init__(self) -> None:
-        m, n = self.shape
-        if m < 1 or n < 1:
-            raise InvalidInput("shape", "at least one row and one column", f"{self.shape}", "Pass (m, n).")
-        object.__setattr__(self, "shape", (int(m), int(n)))
+    def __init__(self, shape: tuple[int, int]) -> None:
+        if len(shape) != 2 or min(shape) < 1:
+            raise InvalidInput("shape", "at least one row and one column", f"{tuple(shape)}", "Pass (m, n).")
+        object.__setattr__(self, "m", int(shape[0]))
+        object.__setattr__(self, "n", int(shape[1]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.m, self.n
 
     @classmethod
     def nearest(cls, W: ArrayLike) -> Self:

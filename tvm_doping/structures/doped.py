@@ -64,8 +64,8 @@ class Doped(Structure):
         structure: Structure = family(base).nearest(W, **arguments)
         left = W - structure.to_dense()
         kept = round(density * W.size)
-        places = np.argpartition(np.abs(left), W.size - kept, axis=None)[W.size - kept :] if kept else []
-        rows, columns = np.unravel_index(places, W.shape) if kept else ([], [])
+        order = np.argpartition(np.abs(left), min(W.size - kept, W.size - 1), axis=None)
+        rows, columns = np.divmod(order[W.size - kept :], W.shape[1])
         return cls(structure, sparse.coo_array((left[rows, columns], (rows, columns)), shape=W.shape))
 
     @property
