@@ -48,15 +48,15 @@ def run(
     """Time a doped model, compiled, against dense baselines that hold the same weights expanded.
 
     model     run folder, or module: one unidirectional nn.LSTM, or tvm_doping.models' LanguageModel;
-    bundle    the whole model as compiled before; None compiles it now (the LSTM layers alone are always compiled now);
+    bundle    the whole model as compiled before; None compiles it now, as the LSTM layers alone always are;
     steps     the T of each call: 1 is streaming step by step, with the state fed back in every engine;
     threads   equal for all; the process is pinned to as many cores while it measures;
     seconds   of measuring, shared by all scopes and T; checks and compilation come on top;
     echo      called with one line of text at every stage.
 
-    Returns what `write` stores as results.json: machine, model, and one cell for each scope and T with every engine's
-    samples (microseconds a call), median, p20, p80 and error against PyTorch. Raises BenchError where an fp32 engine
-    disagrees with PyTorch, a baseline's package is missing, or the model is of another kind.
+    Returns what `write` stores as results.json: machine, model, and a cell for each scope and T with every
+    engine's samples (microseconds a call), median, p20, p80 and error against PyTorch. Raises BenchError
+    where an fp32 engine disagrees with PyTorch, a package is missing, or the model is of another kind.
     """
     from tvm_doping.bench.harness import measure_model
 
@@ -83,7 +83,7 @@ def table(results: dict[str, Any]) -> Any:
 
 
 def write(results: dict[str, Any], folder: str | Path) -> dict[str, Path]:
-    """Write results.json, table.md, one PNG a scope and report.html into the folder; returns their paths by name."""
+    """Write results.json, table.md, a PNG a scope and report.html into the folder; returns their paths."""
     from tvm_doping.bench.report import write_all
 
     return write_all(results, Path(folder))

@@ -12,9 +12,7 @@ from typing import Any
 
 from tvm_doping.errors import BenchError
 
-_PACKAGES = (
-    "tvm-doping", "apache-tvm", "apache-tvm-ffi", "torch", "numpy", "scipy", "onnx", "onnxruntime", "openvino",
-)  # fmt: skip
+_PACKAGES = ("tvm-doping", "apache-tvm", "torch", "numpy", "scipy", "onnx", "onnxruntime", "openvino")
 
 
 def describe() -> dict[str, Any]:

@@ -31,8 +31,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Microseconds a call of each, one sample a round, for about `seconds` (at least 7 rounds).
 
-    Each turn begins with an untimed call, as interleaving gives the caches to another each time and a stream in use
-    has them warm; a sample is the mean of as many calls as fill 0.2 ms. Garbage is not collected meanwhile.
+    Each turn begins with an untimed call: taking turns empties the caches, which a stream in use has warm.
+    A sample is the mean of as many calls as fill 0.2 ms. Garbage is not collected meanwhile.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}

@@ -15,11 +15,14 @@ OPSET, IR_VERSION = 17, 8  # old enough for every release of both that installs 
 def onnx_model(subject: Subject) -> Any:
     """An onnx.ModelProto with inputs x, h0, c0, h1, ... and outputs y, h0_new, c0_new, ...; T and N symbolic.
 
-    States are (1, N, H) a layer, as ONNX's LSTM has them. Its gates are i, o, f, c where PyTorch's are i, f, g, o.
+    States are (1, N, H) a layer, as ONNX's LSTM has them; its gates are i, o, f, c, PyTorch's i, f, g, o.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    constants, nodes, inputs, outputs = [], [], [], []
+    constants: list[Any] = []
+    nodes: list[Any] = []
+    inputs: list[Any] = []
+    outputs: list[Any] = []
 
     def constant(name: str, array: np.ndarray) -> str:
         constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))

@@ -1,4 +1,4 @@
-"""What is benchmarked: a model's LSTM layers, and its embedding and decoder, as the dense arrays every baseline gets."""
+"""What is timed: a model's LSTM layers, embedding and decoder, as the dense arrays every baseline gets."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class DenseLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A stack of LSTM layers, maybe with an embedding (V, I) before and a decoder (weight (O, H), bias (O,)) after.
+    """LSTM layers in a row; maybe an embedding (V, I) before, a decoder (weight (O, H), bias (O,)) after.
 
-    Its input is x (T, N, I) float32, or tokens (T, N) int64 with an embedding; its output is (T, N, H) or (T, N, O).
+    Input: x (T, N, I) float32, or tokens (T, N) int64 with an embedding. Output: (T, N, H) or (T, N, O).
     """
 
     layers: tuple[DenseLayer, ...]
@@ -99,7 +99,7 @@ def subject_of(model: torch.nn.Module) -> tuple[Subject, torch.nn.LSTM]:
 def _unfit(model: torch.nn.Module, got: str) -> BenchError:
     return BenchError(
         type(model).__name__,
-        "one unidirectional nn.LSTM with time first, at most one nn.Embedding before it and one nn.Linear after",
+        "one unidirectional nn.LSTM, time first, at most one nn.Embedding before and one nn.Linear after",
         got,
         "Give the nn.LSTM itself; its layers are then timed alone.",
     )

@@ -1,4 +1,4 @@
-"""Everything that is timed, each in a file: it takes a subject and answers calls of T steps, its state fed back."""
+"""All that is timed, each in a file: it takes a subject and answers calls of T steps, carrying the state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "Engine", "Stream", "make"]
 
-# name -> where its `engine(subject, threads)` is; modules are imported when asked for, as each needs a package.
+# name -> the module of its `engine(subject, ...)`, imported when asked for; its precision.
 ENGINES: dict[str, tuple[str, str]] = {
     "onnxruntime": ("onnxruntime_", "fp32"),
     "onnxruntime-int8": ("onnxruntime_", "int8"),

@@ -18,7 +18,7 @@ class Doped:
         self.bundle = bundle
 
     def open(self, steps: int, batch: int) -> Stream:
-        """`session.step` at T = 1, else `session.run`. The logits or hidden states are the session's first output."""
+        """`session.step` at T = 1, else `session.run`; y is the session's first output."""
         session = Session(self.bundle, batch=batch)
         several = len(self.bundle.manifest.outputs) > 1
 

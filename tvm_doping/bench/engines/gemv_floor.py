@@ -19,7 +19,7 @@ def engine(subject: Subject, *, threads: int, precision: str) -> GemvFloor:
 
 
 class GemvFloor:
-    """[W_ih W_hh] [x; h] a layer and step; over T > 1 steps, W_ih for all steps at once and W_hh step by step."""
+    """[W_ih W_hh] [x; h] a layer and step; where T > 1, W_ih for all steps at once and W_hh step by step."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fp32, or with weights quantised dynamically to int8, as its documentation shows."""
+"""ONNX Runtime on the CPU: fp32, or quantised dynamically to int8 as its documentation shows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OnnxRuntime:
         self.session = ort.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
 
     def open(self, steps: int, batch: int) -> Stream:
-        """The faster of `run` with arrays and `run_with_iobinding` with buffers that take turns as old and new state."""
+        """The faster of `run` with arrays and `run_with_iobinding` with two sets of state buffers in turn."""
         ways = {"run": self._plain(batch), "io binding": self._bound(steps, batch)}
         x = self.subject.inputs(steps, batch, 1, 0)[0]
         best = min(ways, key=lambda way: _seconds(ways[way], x))
@@ -116,7 +116,8 @@ def _quantised(model: Any) -> bytes:
 def _seconds(stream: Stream, x: np.ndarray) -> float:
     """The median time of a call."""
     stream.call(x)
-    times, end = [], time.perf_counter() + _TRIAL
+    times: list[float] = []
+    end = time.perf_counter() + _TRIAL
     while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
         start = time.perf_counter()
         stream.call(x)

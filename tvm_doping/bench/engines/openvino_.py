@@ -30,7 +30,7 @@ class OpenVino:
         }
 
     def open(self, steps: int, batch: int) -> Stream:
-        """Two requests that share buffers: the state that one writes is the state that the other reads; no copies."""
+        """Two requests in turn that share buffers: what one writes as new state, the other reads as old."""
         model = self.core.read_model(self.serialised, b"")
         shapes = {
             "x": [

@@ -13,7 +13,7 @@ import numpy as np
 class Stream:
     """N streams side by side, taking T steps a call.
 
-    call    x (T, N, I) float32 or tokens (T, N) int64 -> y (T, N, O) float32; carries the state on to the next call.
+    call    x (T, N, I) float32 or tokens (T, N) int64 -> y (T, N, O) float32, carrying the state on.
             y may be overwritten by the next call. None where only the time means something (a floor).
     reset   back to the zero state.
     note    how it was set up, for the report.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Torch:
 
 
 def _quantised(module: torch.nn.Module) -> torch.nn.Module:
-    quantisation = getattr(torch.ao, "quantization", None)
+    quantisation: Any = getattr(torch.ao, "quantization", None)
     if not hasattr(quantisation, "quantize_dynamic"):
         raise BenchError(
             "baseline torch-int8",

@@ -1,0 +1,225 @@
+"""One benchmark, from model to results: compile, open each engine, check it against PyTorch, time all."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_doping.bench.engines import ENGINES, make
+from tvm_doping.bench.engines.doped import Doped
+from tvm_doping.bench.engines.stream import Engine, Stream
+from tvm_doping.bench.machine import describe, pinned
+from tvm_doping.bench.measure import interleave, summarise
+from tvm_doping.bench.subject import Subject, subject_of
+from tvm_doping.bundle import Bundle
+from tvm_doping.errors import BenchError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+DOPED = "tvm_doping"
+SCOPES = ("lstm", "model")
+_TOLERANCE = (
+    1e-4  # of an fp32 engine against PyTorch, times max(1, max|y|): sums in another order, over T steps
+)
+_CHECKED = 3  # calls in a row that are compared, so that a state that is lost or stale shows
+
+
+def measure_model(
+    model: str | Path | torch.nn.Module,
+    *,
+    bundle: str | Path | Bundle | None,
+    target: str,
+    batch: int,
+    steps: tuple[int, ...],
+    threads: int,
+    baselines: tuple[str, ...],
+    scopes: tuple[str, ...],
+    seconds: float,
+    seed: int,
+    echo: Callable[[str], None],
+) -> dict[str, Any]:
+    """See tvm_doping.bench.run."""
+    _check_arguments(batch, steps, baselines, scopes, seconds)
+    module, name = _load(model)
+    subject, lstm = subject_of(module)
+    if subject.embedding is None and subject.decoder is None:
+        scopes = ("lstm",)
+    subjects = {"lstm": subject.lstm_only(), "model": subject}
+    results: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "settings": {"batch": batch, "threads": threads, "seconds": seconds, "seed": seed},
+        "model": {
+            "name": name,
+            "layers": [{"inputs": layer.inputs, "hidden": layer.hidden} for layer in subject.layers],
+            "lstm_weights": subject.lstm_weights,
+            "metrics": {},
+        },
+        "cells": [],
+    }
+    with pinned(threads) as cores:
+        results["machine"]["cores_used"] = cores
+        for scope in scopes:
+            what = subjects[scope]
+            compiled = _compiled(
+                bundle, module if scope == "model" else lstm, scope, target, batch, name, echo
+            )
+            results["model"][scope] = _facts(compiled)
+            results["model"]["metrics"].update(compiled.manifest.metrics)
+            engines: dict[str, Engine] = {DOPED: Doped(compiled)}
+            for baseline in baselines:
+                echo(f"{scope}: setting up {baseline}")
+                engines[baseline] = make(baseline, what, threads)
+            for t in steps:
+                echo(f"{scope}, T = {t}: checking against PyTorch, then timing")
+                share = seconds / (len(scopes) * len(steps))
+                cell = _cell(engines, what, t, batch, share, seed)
+                results["cells"].append({"scope": scope, "steps": t, "batch": batch, "engines": cell})
+    results["machine"]["load_after"] = [round(value, 2) for value in os.getloadavg()]
+    return results
+
+
+def check(
+    name: str, stream: Stream, xs: list[np.ndarray], expected: list[np.ndarray], *, exact: bool
+) -> float | None:
+    """The largest |y - PyTorch's y| over consecutive calls from the zero state; None where there is no y.
+
+    Raises BenchError if `exact` and it exceeds 1e-4 max(1, max|y|), and for any y that is not finite.
+    """
+    stream.reset()
+    worst = 0.0
+    for x, y in zip(xs, expected, strict=True):
+        got = stream.call(x)
+        if got is None:
+            return None
+        if got.shape != y.shape:
+            raise _disagrees(name, f"an output of shape {y.shape}", str(got.shape))
+        error = float(np.max(np.abs(got.astype("float64") - y)))
+        worst = max(worst, error) if np.isfinite(error) else float("inf")
+    allowed = _TOLERANCE * max(1.0, *(float(np.abs(y).max()) for y in expected))
+    if not np.isfinite(worst) or (exact and worst > allowed):
+        raise _disagrees(name, f"PyTorch's outputs within {allowed:.1e}", f"an error of {worst:.1e}")
+    stream.reset()
+    return worst
+
+
+def _disagrees(name: str, needs: str, got: str) -> BenchError:
+    return BenchError(
+        name, needs, got, "Its times would mean nothing: leave it out, or report this as a bug."
+    )
+
+
+def _cell(
+    engines: dict[str, Engine], subject: Subject, steps: int, batch: int, seconds: float, seed: int
+) -> list[dict[str, Any]]:
+    streams = {name: engine.open(steps, batch) for name, engine in engines.items()}
+    xs = subject.inputs(steps, batch, _CHECKED, seed)
+    expected = _of_pytorch(subject, xs)
+    errors = {
+        name: check(name, stream, xs, expected, exact=_precision(name) == "fp32")
+        for name, stream in streams.items()
+    }
+    calls = {name: _fixed(stream.call, xs[0]) for name, stream in streams.items()}
+    samples = interleave(calls, seconds=seconds, seed=seed)
+    return [
+        {
+            "name": name,
+            "precision": _precision(name),
+            "note": streams[name].note,
+            "error": errors[name],
+            "us": summarise(samples[name]),
+            "samples_us": [round(value, 3) for value in samples[name]],
+        }
+        for name in engines
+    ]
+
+
+def _fixed(call: Callable[[np.ndarray], object], x: np.ndarray) -> Callable[[], object]:
+    return lambda: call(x)
+
+
+def _precision(name: str) -> str:
+    return ENGINES[name][1] if name in ENGINES else "fp32"
+
+
+def _of_pytorch(subject: Subject, xs: list[np.ndarray]) -> list[np.ndarray]:
+    import torch
+
+    module, state, ys = subject.module(), None, []
+    with torch.inference_mode():
+        for x in xs:
+            y, state = module(torch.from_numpy(x), state)
+            ys.append(y.numpy())
+    return ys
+
+
+def _load(model: str | Path | torch.nn.Module) -> tuple[torch.nn.Module, str]:
+    if not isinstance(model, str | Path):
+        return model.eval(), type(model).__name__
+    from tvm_doping.models import load_model
+
+    folder = Path(model)
+    if (folder / "bundle.json").is_file():
+        raise BenchError(
+            str(folder),
+            "a run folder or a module: the baselines need the dense weights",
+            "a bundle, which holds packed ones only",
+            "Give the run folder that it was compiled from, and the bundle beside it.",
+        )
+    return load_model(folder).eval(), folder.resolve().name
+
+
+def _compiled(
+    bundle: str | Path | Bundle | None,
+    module: torch.nn.Module,
+    scope: str,
+    target: str,
+    batch: int,
+    name: str,
+    echo: Callable[[str], None],
+) -> Bundle:
+    if bundle is not None and scope == "model":
+        return bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    from tvm_doping.build import compile
+
+    echo(f"{scope}: compiling {name} for {target}")
+    return compile(module, target=target, batch=batch)
+
+
+def _facts(bundle: Bundle) -> dict[str, Any]:
+    """What the table shows beside the speed, and how each layer was compiled."""
+    manifest = bundle.manifest
+    return {
+        "target": manifest.target.name,
+        "compression": manifest.compression.model_dump() if manifest.compression else {},
+        "golden_error": manifest.golden_error,
+        "layers": [layer.model_dump(exclude={"plan"}, mode="json") for layer in manifest.layers],
+    }
+
+
+def _check_arguments(
+    batch: int, steps: tuple[int, ...], baselines: tuple[str, ...], scopes: tuple[str, ...], seconds: float
+) -> None:
+    def refuse(what: str, needs: str, got: object) -> BenchError:
+        return BenchError(what, needs, repr(got), "Change this argument.")
+
+    if batch < 1:
+        raise refuse("batch", "at least one stream", batch)
+    if not steps or min(steps) < 1:
+        raise refuse("steps", "one or more numbers of time steps, each at least 1", steps)
+    if seconds <= 0:
+        raise refuse("seconds", "a positive time", seconds)
+    for scope in scopes or ("",):
+        if scope not in SCOPES:
+            raise refuse("scopes", f"among {', '.join(SCOPES)}", scope)
+    for name in baselines:
+        if name not in ENGINES:
+            raise refuse("baselines", f"among {', '.join(ENGINES)}", name)

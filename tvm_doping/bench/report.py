@@ -1,0 +1,157 @@
+"""Results as tables (terminal and Markdown), and all the files of a report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_doping.errors import BenchError
+
+DOPED = "tvm_doping"
+TITLES = {"lstm": "LSTM layers alone", "model": "Whole model"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One engine in one scope: texts, T by T."""
+
+    name: str
+    precision: str
+    times: tuple[str, ...]
+    ratios: tuple[str, ...]
+    error: str
+
+
+def renderable(results: dict[str, Any]) -> Any:
+    """A rich Group: a table for each scope."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for scope in scopes(results):
+        parts.append(Text(f"{TITLES[scope]}: {headline(results, scope)}"))
+        table = Table()
+        table.add_column("engine")
+        table.add_column("")
+        for steps in steps_of(results, scope):
+            table.add_column(f"T = {steps}: µs a call\n(p20-p80)", justify="right")
+            table.add_column("tvm_doping\nis faster", justify="right")
+        table.add_column("largest error\nto PyTorch", justify="right")
+        for row in rows(results, scope):
+            cells = [cell for pair in zip(row.times, row.ratios, strict=True) for cell in pair]
+            style = "bold green" if row.name == DOPED else None
+            table.add_row(row.name, row.precision, *cells, row.error, style=style)
+        parts.append(table)
+    return Group(*parts, Text(caption(results), style="dim"))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The same as Markdown."""
+    lines: list[str] = []
+    for scope in scopes(results):
+        steps = steps_of(results, scope)
+        heads = [head for t in steps for head in (f"T = {t}: µs a call (p20-p80)", "tvm_doping is faster")]
+        lines += [f"**{TITLES[scope]}**: {headline(results, scope)}", ""]
+        lines.append("| " + " | ".join(["engine", "", *heads, "largest error to PyTorch"]) + " |")
+        lines.append("|---|---|" + "---:|" * (2 * len(steps) + 1))
+        for row in rows(results, scope):
+            cells = [cell for pair in zip(row.times, row.ratios, strict=True) for cell in pair]
+            lines.append("| " + " | ".join([row.name, row.precision, *cells, row.error]) + " |")
+        lines.append("")
+    return "\n".join([*lines, caption(results), ""])
+
+
+def write_all(results: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """results.json, table.md, SCOPE.png for each scope, report.html."""
+    from tvm_doping.bench.page import page
+    from tvm_doping.bench.plots import plot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {scope: plot(results, scope) for scope in scopes(results)}
+    contents: dict[str, bytes] = {
+        "results.json": json.dumps(results, indent=1).encode(),
+        "table.md": markdown(results).encode(),
+        **{f"{scope}.png": image for scope, image in images.items()},
+        "report.html": page(results, images).encode(),
+    }
+    for name, content in contents.items():
+        fresh = folder / f".{name}.new"
+        fresh.write_bytes(content)
+        os.replace(fresh, folder / name)
+    return {name: folder / name for name in contents}
+
+
+def scopes(results: dict[str, Any]) -> list[str]:
+    """The scopes measured, in order. Raises BenchError for something that is not results."""
+    try:
+        return list(dict.fromkeys(cell["scope"] for cell in results["cells"]))
+    except (KeyError, TypeError) as error:
+        raise BenchError(
+            "results",
+            "what tvm_doping.bench.run returned",
+            f"no {error}",
+            "Give the contents of a results.json.",
+        ) from error
+
+
+def steps_of(results: dict[str, Any], scope: str) -> list[int]:
+    """The T measured in a scope."""
+    return [cell["steps"] for cell in results["cells"] if cell["scope"] == scope]
+
+
+def rows(results: dict[str, Any], scope: str) -> Iterator[Row]:
+    """A row for each engine of a scope. A ratio is its median over tvm_doping's."""
+    cells = [cell for cell in results["cells"] if cell["scope"] == scope]
+    for index, first in enumerate(cells[0]["engines"]):
+        same = [cell["engines"][index] for cell in cells]
+        ours = [cell["engines"][0]["us"]["median"] for cell in cells]
+        errors = [engine["error"] for engine in same if engine["error"] is not None]
+        yield Row(
+            name=first["name"],
+            precision=first["precision"],
+            times=tuple(_time(engine["us"]) for engine in same),
+            ratios=tuple(
+                "" if first["name"] == DOPED else f"{engine['us']['median'] / our:.2f}x"
+                for engine, our in zip(same, ours, strict=True)
+            ),
+            error=f"{max(errors):.1e}" if errors else "no output",
+        )
+
+
+def headline(results: dict[str, Any], scope: str) -> str:
+    """Sizes, compression both ways and perplexities."""
+    model, facts = results["model"], results["model"][scope]
+    shape = ", ".join(f"{layer['inputs']}->{layer['hidden']}" for layer in model["layers"])
+    parts = [f"{model['name']} ({shape}), batch {results['settings']['batch']}"]
+    parts.append(f"{results['settings']['threads']} thread(s)")
+    if facts["compression"]:
+        by = facts["compression"]
+        parts.append(f"{by['by_parameters']:.1f}x smaller by parameters, {by['by_bytes']:.1f}x by bytes")
+    perplexities = {
+        name: value for name, value in results["model"].get("metrics", {}).items() if "perplexity" in name
+    }
+    parts += [f"{name.replace('_', ' ')} {value:.1f}" for name, value in perplexities.items()]
+    return ", ".join(parts)
+
+
+def caption(results: dict[str, Any]) -> str:
+    """The machine, in a line."""
+    machine = results["machine"]
+    caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in machine["versions"].items() if name != "tvm-doping"
+    )
+    return f"{machine['cpu']} ({machine['cores']} cores; {caches}); {versions}; {results['created']}"
+
+
+def _time(us: dict[str, float]) -> str:
+    return f"{_short(us['median'])} ({_short(us['p20'])}-{_short(us['p80'])})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
