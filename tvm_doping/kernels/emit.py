@@ -59,7 +59,7 @@ class Registers:
 
     def __init__(self, count: int, lanes: int) -> None:
         self.lanes = lanes
-        self.buffers = [T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(count)]
+        self.buffers = [T.alloc_buffer((lanes,), "float32") for _ in range(count)]
         for buffer in self.buffers:
             store(buffer, 0, splat(0.0, lanes), lanes)
 
@@ -82,7 +82,7 @@ class Counter:
     """An int32 variable that the emitted code advances."""
 
     def __init__(self, start: Expr) -> None:
-        self.buffer = T.alloc_buffer((1,), "int32", scope="local")
+        self.buffer = T.alloc_buffer((1,), "int32")
         T.buffer_store(self.buffer, start, [0])
 
     @property

@@ -155,7 +155,7 @@ def _block_tile(product: Product, scope: Scope) -> None:
 
 def _scatter(scope: Scope, rows: Any, g: Expr, vectors: list[tuple[Expr, int]]) -> None:
     """y[rows[16 g + l]] += lane l: 16 scalar additions, small beside the slots of a group."""
-    lanes = T.alloc_buffer((16,), "float32", scope="local")
+    lanes = T.alloc_buffer((16,), "float32")
     at = 0
     for vector, width in vectors:
         store(lanes, at, vector, width)

@@ -29,10 +29,18 @@ class Streams:
         if self.width == 1:
             copy(lambda i, w: read(self.first, i, w), lambda i, v, w: store(target, at + i, v, w), count, self.lanes)
             return
-        with T.serial(0, self.width) as s:
-            n = T.bind(tirx.min(self.first + s, self.batch - 1))
-            with T.serial(0, count) as i:
-                store(target, (at + i) * self.width + s, read(n, i, 1), 1)
+        for group in range(0, self.width, self.lanes):
+            streams = [T.bind(tirx.min(self.first + (group + s), self.batch - 1)) for s in range(self.lanes)]
+
+            def square(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
+                for k, vector in enumerate(transpose([read(n, i, self.lanes) for n in streams])):
+                    store(target, (at + i + k) * self.width + group, vector, self.lanes)
+
+            def single(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
+                for s, n in enumerate(streams):
+                    store(target, (at + i) * self.width + group + s, read(n, i, 1), 1)
+
+            self._columns(count, square, single)
 
     def scatter(self, source: Buffer, at: int, target: Buffer, count: int, t: Expr | None = None) -> None:
         """target[(t,) first + s, i] = source[(at + i) * width + s], for the streams that there are."""
@@ -44,9 +52,47 @@ class Streams:
         if self.width == 1:
             copy(lambda i, w: load(source, at + i, w), lambda i, v, w: write(self.first, i, v, w), count, self.lanes)
             return
-        with T.serial(0, tirx.min(tirx.const(self.width, "int64"), self.batch - self.first)) as s:
-            with T.serial(0, count) as i:
-                write(self.first + s, i, source[(at + i) * self.width + s], 1)
+        for group in range(0, self.width, self.lanes):
+            # Streams beyond the batch write what the last one writes, to the same place.
+            streams = [T.bind(tirx.min(self.first + (group + s), self.batch - 1)) for s in range(self.lanes)]
+
+            def square(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
+                rows = [load(source, (at + i + k) * self.width + group, self.lanes) for k in range(self.lanes)]
+                for n, vector in zip(streams, transpose(rows), strict=True):
+                    write(n, i, vector, self.lanes)
+
+            def single(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
+                for s, n in enumerate(streams):
+                    write(n, i, source[(at + i) * self.width + group + s], 1)
+
+            self._columns(count, square, single)
+
+    def _columns(self, count: int, square: Callable[[Expr], None], single: Callable[[Expr], None]) -> None:
+        whole = count // self.lanes
+        if whole:
+            with T.serial(0, whole) as i:
+                square(i * self.lanes)
+        if count > whole * self.lanes:
+            with T.serial(whole * self.lanes, count) as i:
+                single(i)
+
+
+def transpose(rows: list[Expr]) -> list[Expr]:
+    """The transpose of a square of vectors, by log2(lanes) stages of two-vector shuffles.
+
+    Left as loops over single values, LLVM makes gathers and scatters of it, with a vector of addresses for each.
+    """
+    lanes = len(rows)
+    if lanes == 1:
+        return rows
+    vectors = [T.bind(row) for row in rows]
+    for _ in range(lanes.bit_length() - 1):
+        half = lanes // 2
+        low = [index for k in range(half) for index in (k, lanes + k)]
+        high = [index + half for index in low]
+        pairs = [(vectors[k], vectors[k + half]) for k in range(half)]
+        vectors = [T.bind(T.Shuffle([a, b], order)) for a, b in pairs for order in (low, high)]
+    return vectors
 
 
 def for_each(batch: Expr, config: Config, run: Callable[[Streams], None]) -> None:
