@@ -23,7 +23,7 @@ from tvm_doping.signature import bind, check_range, first_step, mismatch, sizes,
 if TYPE_CHECKING:
     from tvm_doping.manifest import Manifest, TensorSpec
 
-Arrays = np.ndarray | tuple[np.ndarray, ...]
+Arrays = Any  # an array where the model has one output, else a tuple of arrays: which, its manifest says
 
 
 def load(path: str | os.PathLike[str], *, batch: int | None = None, verify: bool = False) -> Session:

@@ -1,0 +1,409 @@
+"""The command line: complete and instant help, results in files, and one clean line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import tvm_doping
+from tests.bundle.conftest import OUT, WIDTH, reference
+from tvm_doping import cli
+from tvm_doping.bundle import Bundle
+from tvm_doping.errors import BenchError, TargetError
+from tvm_doping.manifest import Compression, LayerReport, TensorSpec
+
+VERBS = ("train", "compile", "inspect", "run", "bench", "targets")
+
+
+def tvm_doping_(capsys, *arguments):
+    """Exit code, standard output and standard error of the command in this process."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+def refused(capsys, *arguments):
+    """The one line that a refused command prints; nothing else is printed."""
+    code, out, err = tvm_doping_(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("tvm-doping: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_every_option_does(capsys, verb):
+    code, out, _ = tvm_doping_(capsys, verb, "--help")
+    assert code == 0
+    options = re.findall(r"^  (?:-\w, )?--[\w-]+.*(?:\n {20,}.*)*", out, re.MULTILINE)
+    assert len(options) == out.count("\n  --") + out.count("\n  -h, --")
+    for option in options:
+        assert re.search(r"  +[A-Z(lf].{10}", option), f"no help for {option!r}"
+
+
+def test_help_lists_every_verb_with_a_whole_sentence(capsys):
+    code, out, _ = tvm_doping_(capsys, "--help")
+    assert code == 0
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +\S.*[^.]\.$", out, re.MULTILINE), f"{verb} is cut short"
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_imports_nothing_heavy_and_is_instant(verb):
+    code = (
+        "import sys; sys.argv = ['tvm-doping', *sys.argv[1:], '--help']\n"
+        "import atexit; atexit.register(lambda: print('HEAVY', sorted("
+        "{'torch', 'tvm', 'tvm_ffi', 'numpy', 'scipy', 'pydantic'} & set(sys.modules))))\n"
+        "from tvm_doping.cli import main; main()"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *verb.split()], capture_output=True, text=True, check=True
+    )
+    assert "HEAVY []" in done.stdout
+    assert time.perf_counter() - start < 3.0  # 0.2 s on a quiet machine
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "tvm_doping", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == tvm_doping.__version__
+
+
+def test_a_mistake_is_one_line_and_exit_code_2_without_a_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tvm_doping", "run", str(tmp_path), "--text", "a"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("tvm-doping: ") and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch, saved):
+    def broken(*_args, **_kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Bundle, "load", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["inspect", str(saved)])
+
+
+def test_targets_says_what_this_machine_is(capsys):
+    code, out, _ = tvm_doping_(capsys, "targets")
+    assert code == 0
+    assert all(name in out for name in ("x86-64-v2", "x86-64-v3", "x86-64-v4", "auto (this machine)"))
+
+
+def test_targets_works_where_no_target_fits(capsys, monkeypatch):
+    from tvm_doping import targets
+
+    monkeypatch.setattr(targets, "cpu_features", lambda: frozenset({"neon"}))
+    code, out, _ = tvm_doping_(capsys, "targets")
+    assert code == 0
+    assert "auto: none" in out and "lacks" in out
+
+
+def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
+    layer = LayerReport(
+        name="lstm.0", operation="lstm", structure="kronecker 20x130 (x) 130x10 + S of 84,500", shape=(2600, 1300),
+        kernel="lstm perm32", format="perm32", reason="AVX-512 and 2 nonzeros a stripe", bytes=2**20, dense_bytes=20 * 2**20,
+        parameters=1000, dense_parameters=25_000,
+    )  # fmt: skip
+    manifest = bundle.manifest.model_copy(
+        update={
+            "layers": (layer,),
+            "compression": Compression(by_parameters=25.0, by_bytes=20.0),
+            "metrics": {"test_perplexity": 82.14},
+        }
+    )
+    made = Bundle(manifest=manifest, library=bundle.library, weights=bundle.weights, golden=bundle.golden)
+    code, out, _ = tvm_doping_(capsys, "inspect", made.save(tmp_path / "b"))
+    assert code == 0
+    flat = " ".join(out.split())
+    for text in (
+        "T x N x 8",
+        "perm32",
+        "25.0x",
+        "20.0x",
+        "1.0 MiB",
+        "AVX-512 and 2",
+        "82.14",
+        "runs here yes",
+        "x86-64-v2",
+    ):
+        assert text in flat, text
+
+
+def test_inspect_shows_a_bundle_for_another_machine(capsys, bundle, tmp_path):
+    target = bundle.manifest.target.model_copy(update={"name": "x86-64-v9", "features": ("avx1024f",)})
+    manifest = bundle.manifest.model_copy(update={"target": target})
+    made = Bundle(manifest=manifest, library=b"never loaded", weights=bundle.weights, golden=bundle.golden)
+    path = made.save(tmp_path / "b")
+    code, out, _ = tvm_doping_(capsys, "inspect", path)
+    assert code == 0 and "lacks avx1024f" in out
+    assert "avx1024f" in refused(capsys, "run", path, "--text", "a")
+
+
+def test_inspect_json_is_the_manifest(capsys, saved):
+    code, out, _ = tvm_doping_(capsys, "inspect", saved, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((saved / "bundle.json").read_text())
+
+
+def test_inspect_of_anything_else(capsys, tmp_path):
+    assert "no folder" in refused(capsys, "inspect", tmp_path / "none")
+    assert "neither" in refused(capsys, "inspect", tmp_path)
+
+
+@pytest.fixture
+def x(tmp_path):
+    xs = np.random.default_rng(3).standard_normal((6, 2, WIDTH), np.float32)
+    np.save(tmp_path / "x.npy", xs)
+    return xs
+
+
+@pytest.mark.usefixtures("x")
+def test_run_writes_npy(capsys, saved, x, tmp_path):
+    code, out, _ = tvm_doping_(
+        capsys, "run", saved, tmp_path / "x.npy", "--out", tmp_path / "y.npy", "--verify"
+    )
+    assert code == 0 and "y: 6 x 2 x 5 float32" in out
+    expected, _ = reference(Bundle.load(saved).weights, x, np.zeros((2, OUT), np.float32))
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
+    assert not list(tmp_path.glob(".y.npy*"))
+
+
+def test_run_goes_on_from_the_state_it_wrote(capsys, saved, x, tmp_path):
+    np.savez(tmp_path / "a.npz", x=x[:2])
+    assert tvm_doping_(capsys, "run", saved, tmp_path / "a.npz", "--out", tmp_path / "ya.npz")[0] == 0
+    with np.load(tmp_path / "ya.npz") as first:
+        np.savez(tmp_path / "b.npz", x=x[2:], **{"state.carry": first["state.carry"]})
+    assert tvm_doping_(capsys, "run", saved, tmp_path / "b.npz", "--out", tmp_path / "yb.npz")[0] == 0
+    expected, _ = reference(Bundle.load(saved).weights, x, np.zeros((2, OUT), np.float32))
+    with np.load(tmp_path / "yb.npz") as second:
+        np.testing.assert_allclose(second["y"], expected[2:], atol=1e-5)
+
+
+class Evil:
+    """What a pickle may hold."""
+
+    def __reduce__(self):
+        return print, ("a pickle was run",)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("x.npy", lambda path: None, "No such file"),
+        ("x.npy", lambda path: path.write_bytes(b""), "NumPy arrays"),
+        ("x.npz", lambda path: path.write_bytes(b"PK\3\4 broken"), "NumPy arrays"),
+        ("x.npy", lambda path: np.save(path, np.array([Evil()], object)), "NumPy arrays"),
+        ("x.npz", lambda path: np.savez(path, x=np.array([Evil()], object)), "NumPy arrays"),
+        ("x.npz", lambda path: np.savez(path, z=np.zeros(3)), "arrays named x; got z"),
+        ("x.npz", lambda path: np.savez(path), "arrays named x"),
+        ("x.npy", lambda path: np.save(path, np.zeros((2, 1, WIDTH))), "float32"),
+        ("x.npy", lambda path: np.save(path, np.zeros((1, WIDTH), np.float32)), "time axis"),
+        ("x.txt", lambda path: path.write_text("words"), "a model of numbers"),
+        ("x.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), "UTF-8"),
+        ("x.txt", lambda path: path.mkdir(), "text file"),
+    ],
+)
+def test_run_refuses_files_that_do_not_fit(capsys, saved, tmp_path, name, write, message):
+    write(tmp_path / name)
+    assert message in refused(capsys, "run", saved, tmp_path / name)
+
+
+def test_run_needs_one_input_and_a_good_name(capsys, saved, tmp_path, x):
+    assert "neither" in refused(capsys, "run", saved)
+    assert "both" in refused(capsys, "run", saved, tmp_path / "x.npy", "--text", "a")
+    assert ".npy or .npz" in refused(capsys, "run", saved, tmp_path / "x.npy", "--out", tmp_path / "y.csv")
+    assert len(x) == 6
+
+
+def test_run_cannot_write_there(capsys, saved, tmp_path, x):
+    (tmp_path / "file").write_text("")
+    code, _, err = tvm_doping_(capsys, "run", saved, tmp_path / "x.npy", "--out", tmp_path / "file" / "y.npy")
+    assert code == 2 and "--out" in err and len(x) == 6
+
+
+class FakeSession:
+    """A language model that finds the token after the last one seen likeliest: 0 -> 1 -> 2 -> 0."""
+
+    def __init__(self, bundle):
+        self.bundle, self.state, self.sizes = bundle, {"h": np.zeros((1, 1), np.float32)}, []
+
+    def run(self, tokens):
+        self.sizes.append(len(tokens))
+        return np.log(np.array([[0.1, 0.6, 0.3], [0.3, 0.1, 0.6], [0.6, 0.3, 0.1]], np.float32))[tokens]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        pass
+
+
+@pytest.fixture
+def speaker(monkeypatch, bundle):
+    manifest = bundle.manifest.model_copy(
+        update={
+            "tokens": "words",
+            "inputs": (TensorSpec(name="tokens", shape=("T", "N"), dtype="int64", below=3),),
+        }
+    )
+    made = Bundle(
+        manifest=manifest,
+        library=b"",
+        weights=bundle.weights,
+        golden=bundle.golden,
+        vocabulary=("a", "[b]", "<unk>"),
+    )
+    session = FakeSession(made)
+    monkeypatch.setattr("tvm_doping.runtime.load", lambda *_args, **_kwargs: session)
+    return session
+
+
+@pytest.mark.parametrize("repeats", [1, 200])
+def test_run_reads_text_and_prints_perplexity(capsys, speaker, tmp_path, repeats):
+    text = "a [b] other " * repeats
+    code, out, _ = tvm_doping_(capsys, "run", "any", "--text", text, "--out", tmp_path / "y.npz")
+    assert code == 0
+    assert f"{3 * repeats:,} tokens, perplexity {1 / 0.6:.2f}" in out
+    assert "next: 'a' 60.0%, '[b]' 30.0%, '<unk>' 10.0%" in out
+    assert sum(speaker.sizes) == 3 * repeats and max(speaker.sizes) <= 256
+    with np.load(tmp_path / "y.npz") as written:
+        assert written["y"].shape == (3 * repeats, 1, 3)
+
+
+def test_run_reads_a_text_file(capsys, speaker, tmp_path):
+    (tmp_path / "t.txt").write_text("[b]")
+    code, out, _ = tvm_doping_(capsys, "run", "any", tmp_path / "t.txt")
+    assert code == 0 and "perplexity" not in out and "next: '<unk>' 60.0%" in out
+    assert speaker.sizes == [1]
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+@pytest.mark.usefixtures("speaker")
+def test_run_refuses_an_empty_text(capsys, text):
+    assert "at least one token" in refused(capsys, "run", "any", "--text", text)
+
+
+def test_train_passes_what_was_said(capsys, monkeypatch, tmp_path):
+    import types
+
+    said = []
+    fake = types.ModuleType("tvm_doping.models.train")
+    fake.train = lambda *args, **kwargs: said.append((args, kwargs))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tvm_doping.models.train", fake)
+    words = [
+        "train",
+        "--recipe",
+        "lm-tiny",
+        "--set",
+        "hidden=64",
+        "--set",
+        "structure=low_rank",
+        "--no-resume",
+    ]
+    assert tvm_doping_(capsys, *words, "--out", tmp_path)[0] == 0
+    (args, kwargs) = said[0]
+    assert args[0] == "lm-tiny" and args[2] == tmp_path
+    assert kwargs == {"resume": False, "overrides": {"hidden": 64, "structure": "low_rank"}}
+    assert "NAME=VALUE" in refused(capsys, *words, "--set", "hidden")
+
+
+def test_compile_saves_and_shows_the_bundle(capsys, monkeypatch, bundle, tmp_path):
+    import types
+
+    said = []
+    fake = types.ModuleType("tvm_doping.build")
+
+    def compile(run, target, **options):
+        said.append((run, target, options))
+        return bundle
+
+    fake.compile = compile  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tvm_doping.build", fake)
+    out = tmp_path / "b"
+    words = [
+        "compile",
+        tmp_path,
+        "--out",
+        out,
+        "--target",
+        "x86-64-v2",
+        "--force",
+        "format=csr",
+        "--batch",
+        "4",
+    ]
+    code, printed, _ = tvm_doping_(capsys, *words)
+    assert code == 0 and "compiled and checked" in printed
+    (run, target, options) = said[0]
+    assert (run, target.name) == (tmp_path, "x86-64-v2")
+    assert options["force"] == {"format": "csr"} and options["batch"] == 4
+    assert Bundle.load(out).library == bundle.library
+    assert "x86-64-v3" in refused(capsys, "compile", tmp_path, "--target", "z80")
+
+
+def test_bench_checks_names_before_it_starts(capsys, tmp_path):
+    assert "onnxruntime-int8" in refused(capsys, "bench", tmp_path, "--baseline", "tensorflow")
+    assert "lstm, model" in refused(capsys, "bench", tmp_path, "--scope", "layer")
+
+
+def test_bench_passes_what_was_said(capsys, monkeypatch, tmp_path):
+    from tvm_doping import bench
+
+    said = []
+    monkeypatch.setattr(bench, "run", lambda run, **options: said.append((run, options)) or {})
+    monkeypatch.setattr(bench, "table", lambda results: "the table")
+    monkeypatch.setattr(bench, "write", lambda results, folder: {"results": folder / "results.json"})
+    words = [
+        "bench",
+        tmp_path,
+        "--baseline",
+        "openvino",
+        "--steps",
+        "1",
+        "--seconds",
+        "5",
+        "--out",
+        tmp_path / "o",
+    ]
+    code, out, _ = tvm_doping_(capsys, *words)
+    assert code == 0 and "the table" in out and "results.json" in out
+    (run, options) = said[0]
+    assert run == tmp_path
+    assert options["baselines"] == ("openvino",) and options["steps"] == (1,)
+    assert options["scopes"] == ("lstm", "model") and options["seconds"] == 5.0
+
+
+@pytest.mark.parametrize("error", [BenchError, TargetError])
+def test_every_error_of_the_family_is_one_line(capsys, monkeypatch, error, tmp_path):
+    from tvm_doping import bench
+
+    def fail(*_args, **_kwargs):
+        raise error("what", "a\nneed", "got", "Remedy.")
+
+    monkeypatch.setattr(bench, "run", fail)
+    assert refused(capsys, "bench", tmp_path) == "tvm-doping: what: needs a need; got got. Remedy.\n"
+
+
+@pytest.mark.parametrize("words", [[], ["no-such-verb"], ["run"], ["run", "b", "--no-such-option"]])
+def test_wrong_usage_is_exit_code_2(capsys, words):
+    code, _, _ = tvm_doping_(capsys, *words)
+    assert code == 2

@@ -1,0 +1,55 @@
+"""The command line, `tvm-doping` or `python -m tvm_doping`: one file a verb, which parses and calls.
+
+Nothing heavy is imported before a verb runs, so that every `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tvm_doping.cli import bench, compile, inspect, run, targets, train
+from tvm_doping.errors import DopingError
+
+app = typer.Typer(
+    name="tvm-doping",
+    help="Train LSTMs whose weights are structured plus extremely sparse, and compile them with Apache TVM.",
+    epilog="train -> run folder; compile -> bundle; inspect, run and bench take what these two wrote.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (train.train, compile.compile, inspect.inspect, run.run, bench.bench, targets.targets):
+    app.command()(verb)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0, or 2 after one message where the user can mend it."""
+    try:
+        app(arguments)
+    except DopingError as error:
+        # one line: what a user acts on; a traceback is for errors of the program
+        print(f"tvm-doping: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=lambda on: _print_version(on)),
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_version(on: bool) -> None:
+    if on:
+        from tvm_doping import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

@@ -1,0 +1,86 @@
+"""`tvm-doping compile`: run folder -> bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_doping.cli.show import console, settings
+
+
+def compile(
+    run: Annotated[Path, typer.Argument(help="Run folder that `tvm-doping train` wrote.", metavar="RUN")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Bundle folder to write.  [default: bundles/NAME-OF-RUN]",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Machine to compile for: auto (this one), or a name that `tvm-doping targets` lists.",
+        ),
+    ] = "auto",
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Streams side by side to optimise for; any number runs, with the same results.",
+        ),
+    ] = 1,
+    records: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of tuning records to use instead of those that ship."),
+    ] = None,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write the IR into after each pass.")
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Force a choice of the schedules, e.g. format=csr; repeatable."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0.0, metavar="X", help="Largest difference from PyTorch, relative to max(1, largest output)."
+        ),
+    ] = 1e-5,
+) -> None:
+    """Compile a trained model into a bundle.
+
+    Its outputs are checked against PyTorch. A bundle is a folder that loads in a moment, without PyTorch and
+    without TVM's compiler; deploy it by copying.
+
+    Example: tvm-doping compile runs/small --out bundles/small
+    """
+    from tvm_doping.build import compile as build
+    from tvm_doping.cli.inspect import show_bundle
+    from tvm_doping.targets import resolve
+
+    machine, out = resolve(target), out or Path("bundles") / run.resolve().name
+    screen = console()
+    screen.print(f"compiling {run} for {machine.name} ({machine.lanes} fp32 lanes, {machine.cores} cores)")
+    start = time.perf_counter()
+    bundle = build(
+        run,
+        machine,
+        batch=batch,
+        records=records,
+        dump=dump,
+        force=settings(force, "--force") or None,
+        tolerance=tolerance,
+    )
+    seconds = time.perf_counter() - start
+    saved = bundle.save(out)
+    show_bundle(bundle, screen)
+    screen.print(f"compiled and checked in {seconds:.1f} s -> {saved}")

@@ -1,0 +1,165 @@
+"""`tvm-doping inspect`: what a bundle or a run folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tvm_doping.cli.show import console, ratio, shape, size, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tvm_doping.bundle import Bundle
+    from tvm_doping.checkpoint import Checkpoint
+    from tvm_doping.structures import Structure
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Bundle or run folder.", metavar="BUNDLE|RUN")],
+    json: Annotated[
+        bool, typer.Option("--json", help="Print a bundle's manifest, or a run's config, as JSON.")
+    ] = False,
+) -> None:
+    """Show what a bundle or a run folder holds.
+
+    That is: shapes, formats, sizes, compression, and the schedule chosen and why. Checks a bundle as loading
+    does, but also shows bundles made for another machine. None of their code is run.
+
+    Example: tvm-doping inspect bundles/small
+    """
+    from tvm_doping.errors import InvalidInput
+
+    if (path / "bundle.json").exists():
+        from tvm_doping.bundle import Bundle
+
+        bundle = Bundle.load(path, any_machine=True)
+        if json:
+            typer.echo(bundle.manifest.model_dump_json(indent=1))
+        else:
+            show_bundle(bundle, console())
+    elif (path / "config.json").exists():
+        from json import dumps
+
+        from tvm_doping import checkpoint
+
+        run = checkpoint.load(path)
+        if json:
+            typer.echo(dumps(run.config, indent=1))
+        else:
+            _show_run(path, run, console())
+    else:
+        raise InvalidInput(
+            str(path),
+            "a bundle (bundle.json) or a run folder (config.json)",
+            "a folder of neither" if path.is_dir() else "no folder",
+            "Give the folder that `tvm-doping compile` or `tvm-doping train` wrote.",
+        )
+
+
+def show_bundle(bundle: Bundle, out: Console) -> None:
+    """Print what a bundle is: signature, layers with their schedules, sizes, what it needs of a machine."""
+    from tvm_doping.targets import missing_features
+
+    manifest = bundle.manifest
+    signature = table(f"{manifest.name}, compiled for {manifest.target.name}", "", "name", "shape", "dtype")
+    for word in ("inputs", "state", "outputs"):
+        for spec in getattr(manifest, word):
+            signature.add_row(word, spec.name, shape(spec.shape), spec.dtype)
+    out.print(signature)
+
+    layers = table(
+        "layers",
+        "layer",
+        "structure",
+        "shape",
+        "format",
+        ">parameters",
+        ">of dense",
+        ">bytes",
+        ">of dense",
+        "schedule, and why",
+    )
+    for layer in manifest.layers:
+        layers.add_row(
+            layer.name,
+            layer.structure,
+            shape(layer.shape),
+            layer.format,
+            f"{layer.parameters:,}",
+            ratio(layer.dense_parameters, layer.parameters),
+            size(layer.bytes),
+            ratio(layer.dense_bytes, layer.bytes),
+            ": ".join(part for part in (layer.kernel, layer.reason) if part),
+        )
+    if manifest.layers:
+        out.print(layers)
+
+    stored = table("", "", "")
+    stored.show_header = False
+    if manifest.compression is not None:
+        counted = manifest.compression
+        stored.add_row(
+            "compression",
+            f"{counted.by_parameters:.1f}x by parameters, {counted.by_bytes:.1f}x by bytes stored",
+        )
+    for name, value in manifest.metrics.items():
+        stored.add_row(name.replace("_", " "), f"{value:,.2f}")
+    code = (
+        f"library {size(len(bundle.library))}, weights {size(bundle.bytes)} in {len(bundle.weights)} arrays"
+    )
+    stored.add_row("size", code)
+    stored.add_row(
+        "error against PyTorch", f"{manifest.golden_error:.2g} (tolerance {manifest.tolerance:.2g})"
+    )
+    missing = missing_features(manifest.target.features)
+    stored.add_row("runs here", f"no: this CPU lacks {' '.join(missing)}" if missing else "yes")
+    stored.add_row(
+        "made with", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
+    )
+    if manifest.records:
+        stored.add_row("tuning records", ", ".join(manifest.records))
+    out.print(stored)
+
+
+def _show_run(path: Path, run: Checkpoint, out: Console) -> None:
+    from tvm_doping.structures import compression
+
+    rows = table(
+        f"run {path}", "parameter", "structure", "shape", ">parameters", ">of dense", ">density of S"
+    )
+    for name, structure in run.structures.items():
+        counted = compression(structure)
+        density = getattr(structure, "density", None)
+        rows.add_row(
+            name,
+            describe(structure),
+            shape(structure.shape),
+            f"{counted.parameters:,}",
+            f"{counted.by_parameters:.1f}x",
+            "-" if density is None else f"{density:.2%}",
+        )
+    for name, tensor in run.tensors.items():
+        rows.add_row(name, "stored as it is", shape(tensor.shape), f"{tensor.size:,}", "1.0x", "-")
+    out.print(rows)
+    if run.structures:
+        counted = compression(*run.structures.values())
+        out.print(f"structured weights: {counted.by_parameters:.1f}x by parameters; by bytes, once compiled")
+
+
+def describe(structure: Structure) -> str:
+    """A structure in words: "kronecker 20x130 (x) 130x10 + S of 84,500"."""
+    from tvm_doping.structures import Doped, Hybrid, Kronecker, LowRank
+
+    if isinstance(structure, Doped):
+        return f"{describe(structure.base)} + S of {structure.S.nnz:,}"
+    if isinstance(structure, Kronecker):
+        left, right = structure.B.shape, structure.C.shape
+        return f"kronecker {left[0]}x{left[1]} (x) {right[0]}x{right[1]}"
+    if isinstance(structure, LowRank):
+        return f"low rank {structure.U.shape[1]}"
+    if isinstance(structure, Hybrid):
+        return f"hybrid: {structure.D.shape[0]} dense rows, rank {structure.U.shape[1]} below"
+    return structure.kind

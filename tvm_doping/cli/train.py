@@ -1,0 +1,49 @@
+"""`tvm-doping train`: recipe and data -> run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_doping.cli.show import settings
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="A recipe that ships (lm-tiny, lm-small, ...) or a YAML file.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with {train,valid,test}.txt, also as ptb.*.txt; without it, a built-in text.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Run folder to write.  [default: runs/RECIPE]", show_default=False
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a field of the recipe; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Continue a run that was stopped; --no-resume starts it over.")
+    ] = True,
+) -> None:
+    """Train a doped (or dense) model from a recipe.
+
+    Writes model.safetensors, config.json, metrics.jsonl and the resolved recipe into the run folder. Stop it
+    at any
+    time: the same command continues where it was.
+
+    Example: tvm-doping train --recipe lm-small --data ptb --out runs/small
+    """
+    from tvm_doping.models.train import train as start
+
+    overrides = settings(set_, "--set")
+    start(recipe, data, out or Path("runs") / Path(recipe).stem, resume=resume, overrides=overrides)
