@@ -63,7 +63,7 @@ def test_help_imports_nothing_heavy_and_is_instant(verb):
     code = (
         "import sys; sys.argv = ['tvm-doping', *sys.argv[1:], '--help']\n"
         "import atexit; atexit.register(lambda: print('HEAVY', sorted("
-        "{'torch', 'tvm', 'tvm_ffi', 'numpy', 'scipy', 'pydantic'} & set(sys.modules))))\n"
+        "{'torch', 'tvm', 'tvm_ffi', 'numpy', 'scipy', 'safetensors'} & set(sys.modules))))\n"
         "from tvm_doping.cli import main; main()"
     )
     start = time.perf_counter()
@@ -119,10 +119,18 @@ def test_targets_works_where_no_target_fits(capsys, monkeypatch):
 
 def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
     layer = LayerReport(
-        name="lstm.0", operation="lstm", structure="kronecker 20x130 (x) 130x10 + S of 84,500", shape=(2600, 1300),
-        kernel="lstm perm32", format="perm32", reason="AVX-512 and 2 nonzeros a stripe", bytes=2**20, dense_bytes=20 * 2**20,
-        parameters=1000, dense_parameters=25_000,
-    )  # fmt: skip
+        name="lstm.0",
+        operation="lstm",
+        structure="kronecker 20x130 (x) 130x10 + S of 84,500",
+        shape=(2600, 1300),
+        kernel="lstm perm32",
+        format="perm32",
+        reason="AVX-512 and 2 nonzeros a stripe",
+        bytes=2**20,
+        dense_bytes=20 * 2**20,
+        parameters=1000,
+        dense_parameters=25_000,
+    )
     manifest = bundle.manifest.model_copy(
         update={
             "layers": (layer,),
@@ -369,7 +377,7 @@ def test_bench_passes_what_was_said(capsys, monkeypatch, tmp_path):
     from tvm_doping import bench
 
     said = []
-    monkeypatch.setattr(bench, "run", lambda run, **options: said.append((run, options)) or {})
+    monkeypatch.setattr(bench, "run", lambda *args, **options: said.extend([*args, options]))
     monkeypatch.setattr(bench, "table", lambda results: "the table")
     monkeypatch.setattr(bench, "write", lambda results, folder: {"results": folder / "results.json"})
     words = [
@@ -386,7 +394,7 @@ def test_bench_passes_what_was_said(capsys, monkeypatch, tmp_path):
     ]
     code, out, _ = tvm_doping_(capsys, *words)
     assert code == 0 and "the table" in out and "results.json" in out
-    (run, options) = said[0]
+    (run, options) = said
     assert run == tmp_path
     assert options["baselines"] == ("openvino",) and options["steps"] == (1,)
     assert options["scopes"] == ("lstm", "model") and options["seconds"] == 5.0
