@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar, Self
@@ -21,6 +21,8 @@ class Structure(ABC):
     """A matrix W (m, n) of few parameters; its arrays are float32 and it is never changed."""
 
     kind: ClassVar[str]
+    # Each family's classmethod nearest(W, ...) -> Self takes the arguments that fix its own sizes.
+    nearest: ClassVar[Callable[..., Any]]
 
     @property
     @abstractmethod
@@ -98,8 +100,11 @@ def compression(*structures: Structure, bytes: int | None = None) -> Compression
 
 
 def matrix(name: str, array: ArrayLike) -> Float32:
-    """`array` as a C-contiguous float32 matrix with no empty side. InvalidInput when it is none."""
-    out = np.ascontiguousarray(array, np.float32)
+    """A C-contiguous float32 copy of a matrix with no empty side. InvalidInput when it is none.
+
+    A copy, since the array may be the memory of a parameter that goes on being trained.
+    """
+    out = np.array(array, np.float32, order="C")
     if np.ndim(array) != 2 or not out.size:
         raise InvalidInput(
             name,

@@ -18,10 +18,11 @@ def candidate_shapes(
 ) -> list[KronShapes]:
     """Shapes (m1, n1, m2, n2), fewest parameters first, of which a share of at least `least` minors vanish.
 
-    Rearranged for its own shapes, B (x) C is of rank one, so each 2x2 minor of four entries that S leaves alone
-    vanishes, up to rounding: a share of about (1 - density)^4. In a matrix of unrelated numbers, or for shapes
-    that are not those of the factors, none does by accident. Minors are of random entries; those with a zero
-    among them say nothing and do not count.
+    Rearranged for its own shapes, B (x) C is of rank one, so each 2x2 minor of four entries that S leaves
+    alone vanishes, up to rounding: a share of about (1 - density)^4. In a matrix of unrelated numbers next to
+    none does. For shapes that split a factor differently a minor still does where its entries agree in the
+    part that was moved: for one in two when that part is 2, and for fewer otherwise. Minors are of random
+    entries; those with a zero among them say nothing and do not count.
     """
     m, n = W.shape
     shapes = [

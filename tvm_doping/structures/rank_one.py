@@ -46,13 +46,16 @@ def rank_one_plus_sparse(R: NDArray[np.floating], random: np.random.Generator) -
 
 
 def commonest_ratio(R: Float64, b: Float64) -> Float64:
-    """(q,): of each column k of R (p, q) the commonest R[j, k] / b[j], over the j where b[j] is not 0."""
+    """(q,): of each column k of R (p, q) the commonest R[j, k] / b[j], over the j where b[j] is not 0.
+
+    The median where no two agree: S covers that column, and ratios by a small b[j] are out of all proportion.
+    """
     used = b != 0
     if not used.any():
         return np.zeros(R.shape[1])
     ratios = np.sort(R[used] / b[used, None], axis=0)
     count = len(ratios)
-    # The widest window that agrees, by bisection in every column at once: part of a window that agrees agrees.
+    # The widest window that agrees, by bisection in all columns at once: parts of a window that agrees agree.
     low, high = np.zeros(R.shape[1], np.int64), np.full(R.shape[1], count)
     place = np.zeros(R.shape[1], np.int64)
     index = np.arange(count)[:, None]
@@ -64,7 +67,8 @@ def commonest_ratio(R: Float64, b: Float64) -> Float64:
         found = near.any(0)
         place = np.where(found, near.argmax(0), place)
         low, high = np.where(found, width, low), np.where(found, high, width)
-    return np.take_along_axis(ratios, (place + low // 2)[None], axis=0)[0]
+    middle = np.where(low > 0, place + low // 2, count // 2)
+    return np.take_along_axis(ratios, middle[None], axis=0)[0]
 
 
 def _refine(R: NDArray[np.floating], b: Float64, c: Float64) -> tuple[Float64, Float64]:

@@ -23,14 +23,19 @@ _SEED = 0  # the same W always gives the same structure
 def recover(W: ArrayLike, *, max_density: float = 0.3) -> Structure:
     """W (m, n) as Doped(Zero | Kronecker | LowRank, S) with nnz(S) <= max_density * m * n, or Dense(W).
 
-    Tried in this order: W itself mostly zero; W = B (x) C + S with factors of unknown shapes; W of low rank, with
-    empty S. The factors come out up to a scale that is split evenly between them and up to rounding, so entries
-    of W - base within rounding are not part of S, and all others are. Whatever is returned has been rebuilt and
-    reproduces W to 1e-6 of its largest entry, with fewer parameters than m*n.
+    Tried in this order: W itself mostly zero; W = B (x) C + S with factors of unknown shapes; W of low rank,
+    with empty S. The factors come out up to a scale, which is split evenly between them, and up to rounding,
+    so entries of W - base within rounding are not part of S, and all others are. Whatever is returned was
+    rebuilt and reproduces W to 1e-6 of its largest entry, with fewer parameters than m*n.
 
-    Not found: a low rank or hybrid with a nonempty S (those are known only from the expression that made them),
-    factors rounded to less than float32 before or after their product, and an S denser than `max_density`.
-    W in float32 (others are converted); with a NaN or infinity it is Dense.
+    The S returned is the one W was made with if S is spread out and both factors have tens of elements. If a
+    factor has two or three, or S covers nearly all that an element of a factor has a part in, what W was made
+    with cannot be told: S then has about as many entries (a few % more at worst), but not all the same ones.
+
+    Not found: a low rank or hybrid with a nonempty S (those are known from the expression that made them), a
+    rank so high (hundreds) that float32 products of it differ by 1e-6, a product that was rounded to less than
+    float32, and an S denser than `max_density`.
+    W is float32 (others are converted); with a NaN or an infinity it is Dense.
     """
     W = matrix("W", W)
     if not 0 <= max_density < 1:
@@ -56,17 +61,17 @@ def recover(W: ArrayLike, *, max_density: float = 0.3) -> Structure:
     if factors is not None:
         low_rank = LowRank(*factors)
         left = W - low_rank.to_dense()
-        found = _believed(W, low_rank, left, np.float32(_EXACT / 2 * np.abs(W).max()), 0.0)
+        found = _believed(W, low_rank, left, _EXACT * np.abs(W).max(), 0.0)
         if found is not None:
             return found
     return Dense(W)
 
 
 def _believed(
-    W: Float32, base: Structure, left: Float32, rounding: Float32 | np.float32, max_density: float
+    W: Float32, base: Structure, left: Float32, rounding: ArrayLike, max_density: float
 ) -> Doped | None:
     """base + what is left of W beyond rounding; None if that is too much, or does not rebuild W."""
-    kept = np.abs(left) > rounding
+    kept = np.abs(left) > np.asarray(rounding)
     if np.count_nonzero(kept) > max_density * W.size:
         return None
     rows, columns = np.nonzero(kept)
@@ -78,8 +83,8 @@ def _believed(
 def _low_rank(W: Float32, random: np.random.Generator) -> tuple[Float32, Float32] | None:
     """U (m, r), V (r, n) of the numerical rank r of W, or None where they would not be at most half of it.
 
-    A random square part larger than the highest such rank has the rank of W, with certainty for all that matters,
-    so a matrix of full rank costs one small factorisation.
+    A random square part that is larger than the highest such rank has the rank of W or, if W is of full rank,
+    its own full rank, so that most matrices cost one small factorisation.
     """
     m, n = W.shape
     highest = m * n // (2 * (m + n))
@@ -104,6 +109,6 @@ def _rank(part: NDArray[np.float64]) -> int:
     return _numerical_rank(np.linalg.svd(part, compute_uv=False))
 
 
-def _numerical_rank(sigma: NDArray[np.float64]) -> int:
+def _numerical_rank(sigma: NDArray[np.floating]) -> int:
     """Singular values above what rounding each entry to float32 makes of none."""
     return int((sigma > sigma[0] * 3e-7 * np.sqrt(len(sigma))).sum())

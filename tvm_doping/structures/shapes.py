@@ -20,8 +20,8 @@ def kron_shapes(
 ) -> KronShapes:
     """(m1, n1, m2, n2) with m1*m2 = m, n1*n2 = n and about `parameters` (or m*n / `compression`) in B and C.
 
-    Of all shapes with 80 % to 101 % of the parameters wanted and a rank, min(m1,n1)*min(m2,n2), of an
-    eighth of full or more, the one of fewest multiplications: min(m1*n2*(n1+m2), n1*m2*(n2+m1)) per vector. Where no
+    Of all shapes with 80 % to 101 % of the parameters wanted and a rank, min(m1,n1)*min(m2,n2), of an eighth
+    of full or more, the one of fewest multiplications, min(m1*n2*(n1+m2), n1*m2*(n2+m1)) per vector. Where no
     shape has so many parameters, the nearest below; where none has so high a rank, the highest there is.
     InvalidInput when even the smallest B and C have more parameters.
     """
