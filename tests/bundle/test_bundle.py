@@ -10,7 +10,6 @@ import stat
 import numpy as np
 import pytest
 
-from tvm_doping import bundle as bundles
 from tvm_doping import targets
 from tvm_doping.arrays import ALIGNMENT
 from tvm_doping.bundle import Bundle, _digest
@@ -122,7 +121,7 @@ def test_a_swap_that_fails_puts_the_old_bundle_back(bundle, saved, monkeypatch):
             raise OSError(5, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr(bundles.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(BundleError, match="Input/output error"):
         bundle.save(saved)
     assert len(calls) == 3

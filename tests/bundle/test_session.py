@@ -298,7 +298,7 @@ def test_a_manifest_that_lies_about_its_code_is_an_error_not_a_crash(library, ch
     session = make_bundle(library, **changes).session()
     spec = session.bundle.manifest.inputs[0]
     with pytest.raises(SessionError, match="manifest"):
-        session.run(np.zeros((2, 1, spec.shape[2]), spec.dtype))
+        session.run(np.zeros((2, 1, int(spec.shape[2])), spec.dtype))
 
 
 def test_verify_reruns_the_golden_input_and_leaves_the_stream_alone(saved):

@@ -7,7 +7,7 @@ import pytest
 
 from tvm_doping.cli.show import ratio, settings, shape, size
 from tvm_doping.errors import InvalidInput
-from tvm_doping.text import decode, encode
+from tvm_doping.cli.text import decode, encode
 
 WORDS = ("<unk>", "the", "cat", "<eos>")
 

@@ -49,7 +49,5 @@ def _options(
 
 def _print_version(on: bool) -> None:
     if on:
-        from tvm_doping import __version__
-
-        typer.echo(__version__)
+        typer.echo(sys.modules["tvm_doping"].__version__)
         raise typer.Exit
