@@ -92,6 +92,18 @@ def test_law_matvec_is_linear(name: str, m: int, n: int, seed: int, scale: float
     )
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_batch_too_large_for_one_step_is_the_same_in_several(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(name, random_s(20, 45, 0.2))
+    x = np.random.default_rng(0).standard_normal((3, 7, 45))
+    whole = matvec(packed, x)
+    monkeypatch.setattr("tvm_doping.sparsity.formats.base._TERMS", 4 * packed.arrays["values"].size)
+    np.testing.assert_array_equal(matvec(packed, x), whole)
+    assert matvec(packed, x[:, :0]).shape == (3, 0, 20)
+
+
 @pytest.mark.parametrize("multiple", [1, 4, 8, 16])
 def test_csr_pads_rows_to_the_multiple_with_their_last_column(multiple: int) -> None:
     S = random_s(20, 45, 0.2)

@@ -33,8 +33,8 @@ def recover(W: ArrayLike, *, max_density: float = 0.3) -> Structure:
     with cannot be told: S then has about as many entries (a few % more at worst), but not all the same ones.
 
     Not found: a low rank or hybrid with a nonempty S (those are known from the expression that made them), a
-    rank so high (hundreds) that float32 products of it differ by 1e-6, a product that was rounded to less than
-    float32, and an S denser than `max_density`.
+    rank so high (hundreds) that float32 products of it differ by 1e-6, a product that was rounded to less
+    than float32, and an S denser than `max_density`.
     W is float32 (others are converted); with a NaN or an infinity it is Dense.
     """
     W = matrix("W", W)

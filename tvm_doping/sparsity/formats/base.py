@@ -16,6 +16,8 @@ from tvm_doping.structures.sparse import canonical
 
 Array = NDArray[Any]
 
+_TERMS = 2**24  # of one step of `matvec`
+
 LANES = 16  # float32 lanes of the widest vector register a format is laid out for
 
 
@@ -71,7 +73,12 @@ class Format(ABC):
                 f"shape {x.shape}",
                 "Pass vectors as long as S has columns.",
             )
-        return self._matvec(self._own(packed), x)
+        self._own(packed)
+        flat = x.reshape(-1, packed.shape[1])
+        # Each vector takes as many terms as are stored: some at a time, or a long sequence would fill memory.
+        some = max(1, _TERMS // packed.arrays["values"].size)
+        parts = [self._matvec(packed, flat[i : i + some]) for i in range(0, max(len(flat), 1), some)]
+        return np.concatenate(parts).reshape(*x.shape[:-1], packed.shape[0])
 
     @abstractmethod
     def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]: ...

@@ -44,4 +44,4 @@ class Block(Format):
         a = packed.arrays
         terms = x[..., a["columns"], None] * a["values"].astype(x.dtype)
         y = sum_runs(terms, a["block_ptr"], axis=-2)
-        return y.reshape(*x.shape[:-1], -1)[..., : packed.shape[0]]
+        return y.reshape(*x.shape[:-1], y.shape[-2] * self.rows)[..., : packed.shape[0]]
