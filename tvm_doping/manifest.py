@@ -94,7 +94,7 @@ class Manifest(_Model):
     tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
     golden_error the largest |got - golden| when the bundle was made, against PyTorch;
     versions     package -> version at compile time; metrics: what the run folder reported, e.g. perplexities;
-    tokens       language models: what an input index stands for (None: inputs are not text);
+    tokens       language models: how text becomes input indices (text.split), else None;
     weights      names of the arrays in weights.safetensors, in main's order;
     records      the tuning records that were used;
     files        the other files of the bundle; digest: sha256 of this manifest without the digest.
@@ -116,7 +116,7 @@ class Manifest(_Model):
     compression: Compression | None = None
     metrics: dict[str, float] = {}
     records: tuple[str, ...] = ()
-    tokens: Literal["words", "characters"] | None = None
+    tokens: Literal["words", "pieces", "characters"] | None = None
     files: dict[str, FileRecord] = {}
     digest: str = ""
 

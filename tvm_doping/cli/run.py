@@ -96,7 +96,7 @@ def _run_text(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarra
     """Feed the text token by token; the loss is the mean of -log p(token | tokens before), in nats."""
     import numpy as np
 
-    from tvm_doping.cli.text import decode, encode
+    from tvm_doping.text import decode, encode
 
     manifest = session.bundle.manifest
     tokens = encode(text, session.bundle.vocabulary, manifest.tokens)[:, None]
