@@ -112,7 +112,7 @@ def test_the_sdist_carries_what_is_needed_to_build_and_test(sdist: Path) -> None
     )
 
 
-def test_an_installed_wheel_imports_every_module_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_imports_every_module_elsewhere(wheel: Path, tmp_path: Path) -> None:
     place, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     run(
