@@ -115,10 +115,8 @@ def test_the_sdist_carries_what_is_needed_to_build_and_test(sdist: Path) -> None
 def test_an_installed_wheel_imports_every_module_elsewhere(wheel: Path, tmp_path: Path) -> None:
     place, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run(
-        sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(place), str(wheel),
-        cwd=elsewhere,
-    )  # fmt: skip
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index")
+    run(*pip, "--target", str(place), str(wheel), cwd=elsewhere)
     files = json.loads(
         run(sys.executable, "-c", IMPORT_ALL, cwd=elsewhere, PYTHONPATH=str(place)).splitlines()[-1]
     )
