@@ -47,7 +47,7 @@ def measure_model(
 ) -> dict[str, Any]:
     """See tvm_doping.bench.run."""
     _check_arguments(batch, steps, baselines, scopes, seconds)
-    module, name = _load(model)
+    module, name, metrics = _load(model)
     subject, lstm = subject_of(module)
     if subject.embedding is None and subject.decoder is None:
         scopes = ("lstm",)
@@ -61,7 +61,7 @@ def measure_model(
             "name": name,
             "layers": [{"inputs": layer.inputs, "hidden": layer.hidden} for layer in subject.layers],
             "lstm_weights": subject.lstm_weights,
-            "metrics": {},
+            "metrics": metrics,
         },
         "cells": [],
     }
@@ -73,7 +73,6 @@ def measure_model(
                 bundle, module if scope == "model" else lstm, scope, target, batch, name, echo
             )
             results["model"][scope] = _facts(compiled)
-            results["model"]["metrics"].update(compiled.manifest.metrics)
             engines: dict[str, Engine] = {DOPED: Doped(compiled)}
             for baseline in baselines:
                 echo(f"{scope}: setting up {baseline}")
@@ -161,9 +160,11 @@ def _of_pytorch(subject: Subject, xs: list[np.ndarray]) -> list[np.ndarray]:
     return ys
 
 
-def _load(model: str | Path | torch.nn.Module) -> tuple[torch.nn.Module, str]:
+def _load(model: str | Path | torch.nn.Module) -> tuple[torch.nn.Module, str, dict[str, float]]:
+    """The module, a name for it, and the metrics of its training."""
     if not isinstance(model, str | Path):
-        return model.eval(), type(model).__name__
+        return model.eval(), type(model).__name__, {}
+    from tvm_doping import checkpoint
     from tvm_doping.models import load_model
 
     folder = Path(model)
@@ -174,7 +175,9 @@ def _load(model: str | Path | torch.nn.Module) -> tuple[torch.nn.Module, str]:
             "a bundle, which holds packed ones only",
             "Give the run folder that it was compiled from, and the bundle beside it.",
         )
-    return load_model(folder).eval(), folder.resolve().name
+    config = checkpoint.read_config(folder)
+    found = {key: value for key, value in config.get("metrics", {}).items() if isinstance(value, int | float)}
+    return load_model(folder).eval(), str(config.get("recipe", folder.resolve().name)), found
 
 
 def _compiled(

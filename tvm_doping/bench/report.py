@@ -132,10 +132,11 @@ def headline(results: dict[str, Any], scope: str) -> str:
     if facts["compression"]:
         by = facts["compression"]
         parts.append(f"{by['by_parameters']:.1f}x smaller by parameters, {by['by_bytes']:.1f}x by bytes")
-    perplexities = {
-        name: value for name, value in results["model"].get("metrics", {}).items() if "perplexity" in name
-    }
-    parts += [f"{name.replace('_', ' ')} {value:.1f}" for name, value in perplexities.items()]
+    metrics = model["metrics"]
+    if "test_perplexity" in metrics:
+        dense = metrics.get("dense_test_perplexity")
+        beside = "" if dense is None else f" (dense {dense:.1f})"
+        parts.append(f"test perplexity {metrics['test_perplexity']:.1f}{beside}")
     return ", ".join(parts)
 
 
