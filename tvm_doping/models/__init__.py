@@ -1,0 +1,30 @@
+"""Doped models in PyTorch: dope any `nn.LSTM` or `nn.Linear`, anneal, regularise, train, and read run folders back."""
+
+from __future__ import annotations
+
+from tvm_doping.models.anneal import Annealing
+from tvm_doping.models.cmr import CmrSchedule, set_cmr
+from tvm_doping.models.doping import dope, doped_weights, extract, put, undope
+from tvm_doping.models.loading import load_model, model_tensors
+from tvm_doping.models.metrics import read_metrics
+from tvm_doping.models.recipe import Recipe, load_recipe
+from tvm_doping.models.recipe import names as recipe_names
+from tvm_doping.models.tasks.language_model import LanguageModel
+
+__all__ = [
+    "Annealing",
+    "CmrSchedule",
+    "LanguageModel",
+    "Recipe",
+    "dope",
+    "doped_weights",
+    "extract",
+    "load_model",
+    "load_recipe",
+    "model_tensors",
+    "put",
+    "read_metrics",
+    "recipe_names",
+    "set_cmr",
+    "undope",
+]

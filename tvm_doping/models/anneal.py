@@ -1,0 +1,121 @@
+"""Annealing: S starts dense and is thinned while training, along Zhu and Gupta's cubic schedule."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from tvm_doping.errors import InvalidInput
+from tvm_doping.models.doping import close_mask, doped_weights, original
+from tvm_doping.models.parametrizations import DopedWeight
+from tvm_doping.sparsity import PATTERNS
+
+
+class Annealing:
+    """Thins S of every doped weight of a model from density 1 to its final number of nonzeros.
+
+        density(t) = final + (1 - final) * (1 - (t - start) / (end - start))^3    for start <= t <= end
+
+    (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1). Call `step()` once after each optimiser step; every `frequency` steps the
+    masks are drawn anew from the magnitudes, from `end` on they stay. Closed entries get no gradient and keep their last
+    value, so that one may come back while the schedule runs. Making the object opens the masks.
+
+    model       a doped model (`models.dope`);
+    start, end  steps; scope "matrix" gives each weight its own density, "global" ranks all entries together (unstructured
+                only): the total stays the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        start: int,
+        end: int,
+        frequency: int = 100,
+        scope: Literal["matrix", "global"] = "matrix",
+    ) -> None:
+        rows = [(weight, original(module, name)) for _, module, name, weight in doped_weights(model)]
+        self._rows = [(weight, S) for weight, S in rows if weight.nonzeros]
+        if not 0 <= start <= end or frequency < 1:
+            raise InvalidInput(
+                "annealing",
+                "0 <= start <= end and frequency >= 1",
+                f"start={start}, end={end}, frequency={frequency}",
+                "Give steps of the optimiser.",
+            )
+        if scope not in ("matrix", "global"):
+            raise InvalidInput("scope", "matrix or global", repr(scope), "Choose one of these names.")
+        patterns = sorted({weight.pattern for weight, _ in self._rows})
+        if scope == "global" and patterns not in ([], ["unstructured"]):
+            raise InvalidInput("scope global", "pattern unstructured", ", ".join(patterns), "Use scope matrix.")
+        self.start, self.end, self.frequency, self.scope = start, end, frequency, scope
+        self.steps = 0
+        for weight, _ in self._rows:
+            weight.mask.fill_(True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the masks are final."""
+        return not self._rows or self.steps >= self.end
+
+    @property
+    def density(self) -> float:
+        """Open entries of all masks as a share of their size."""
+        size = sum(weight.mask.numel() for weight, _ in self._rows)
+        return sum(int(weight.mask.sum()) for weight, _ in self._rows) / size if size else 0.0
+
+    def step(self) -> None:
+        """Count one optimiser step, and thin S when it is time."""
+        self.steps += 1
+        t = self.steps
+        if t == self.end or (self.start <= t < self.end and (t - self.start) % self.frequency == 0):
+            self._thin(schedule(t, self.start, self.end))
+
+    def resume(self, steps: int) -> None:
+        """Go on after `steps` steps; the masks are part of the model's state and are left as they are."""
+        self.steps = steps
+
+    @torch.no_grad()
+    def _thin(self, excess: float) -> None:
+        """Keep the final entries and the share `excess` of the others."""
+        if self.scope == "global" and self._rows:
+            self._thin_together(excess)
+            return
+        for weight, S in self._rows:
+            if excess == 0:
+                close_mask(weight, S)
+            else:
+                final = weight.nonzeros / weight.mask.numel()
+                mask = PATTERNS[weight.pattern](_scores(S), final + (1 - final) * excess)
+                weight.mask.copy_(torch.from_numpy(np.ascontiguousarray(mask)))
+
+    def _thin_together(self, excess: float) -> None:
+        """One ranking over the entries of all weights; the total of the nonzeros is what the weights add up to."""
+        sizes = [weight.mask.numel() for weight, _ in self._rows]
+        final = sum(weight.nonzeros for weight, _ in self._rows)
+        kept = final + round((sum(sizes) - final) * excess)
+        scores = np.concatenate([_scores(S).reshape(-1) for _, S in self._rows])
+        mask = np.zeros(scores.size, bool)
+        mask[np.argpartition(-scores, kept - 1)[:kept]] = True
+        for (weight, _), part in zip(self._rows, np.split(mask, np.cumsum(sizes)[:-1]), strict=True):
+            weight.mask.copy_(torch.from_numpy(part.reshape(tuple(weight.mask.shape))))
+
+
+def schedule(step: float, start: float, end: float) -> float:
+    """(1 - (step - start) / (end - start))^3: what is left to thin; 1 before start, 0 from end on."""
+    if step >= end:
+        return 0.0
+    return float((1 - max(step - start, 0) / (end - start)) ** 3)
+
+
+def is_final(weight: DopedWeight) -> bool:
+    """Whether a weight's mask is as sparse as it is to be."""
+    return int(weight.mask.sum()) <= max(weight.nonzeros, 0)
+
+
+def _scores(S: torch.Tensor) -> np.ndarray:
+    scores: np.ndarray = S.detach().abs().cpu().numpy()
+    return scores

@@ -1,0 +1,240 @@
+"""dope(): put doped weights in place of the weights of any `nn.LSTM` and `nn.Linear`, and take them away again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tvm_doping import structures
+from tvm_doping.errors import InvalidInput, UnsupportedModel
+from tvm_doping.models.factors import start
+from tvm_doping.models.parametrizations import WEIGHTS, DopedWeight
+from tvm_doping.sparsity import PATTERNS
+
+Model = TypeVar("Model", bound=nn.Module)
+StructureName = Literal["kronecker", "low_rank", "hybrid", "zero"]
+
+
+def dope(
+    model: Model,
+    *,
+    structure: StructureName = "kronecker",
+    compression: float = 20.0,
+    pattern: str = "unstructured",
+    modules: Sequence[str] | str | None = None,
+    cmr: float = 0.0,
+    init: Literal["random", "nearest"] = "random",
+    structured_scale: float = 0.2,
+    factors: tuple[int, int] | None = None,
+    rank: int | None = None,
+    sparse: bool = True,
+    seed: int = 0,
+) -> Model:
+    """Dope a model in place and return it: each chosen weight W (m, n) becomes `structured + S * mask`.
+
+    structure         what the structured part is; "zero" is pruning alone;
+    compression       m*n / (parameters of the factors + nonzeros of S), for every weight by itself;
+    pattern           where S may have entries: a key of `sparsity.PATTERNS`;
+    modules           globs over the paths of modules ("encoder.*") or weights ("lstm.weight_hh_*"); None: every `nn.LSTM`
+                      and `nn.Linear`;
+    cmr               co-matrix dropout: the rate for both parts (see `models.cmr.set_cmr`);
+    init              "random": S starts as the weight was and the factors as noise; "nearest": the factors approximate the
+                      weight, S is what they leave;
+    structured_scale  with "random": standard deviation of the structured part, as a share of the weight's own;
+    factors           B's shape (m1, n1) for "kronecker", (k, r) for "hybrid"; None chooses;
+    rank              r for "low_rank"; None chooses;
+    sparse            False leaves S out: the structured part alone has the whole budget;
+    seed              of the factors' noise.
+
+    The masks start at their final density with the largest entries of S, so the compression holds at once; an
+    `Annealing` opens them first and closes them while training. Raises InvalidInput for an impossible compression, factors
+    that do not divide a weight, unknown names, and weights that are doped or shared already.
+    """
+    _check(structure, compression, pattern, cmr, structured_scale, init)
+    random = np.random.default_rng(seed)
+    for path, module, name in _chosen(model, modules):
+        W = getattr(module, name).detach().cpu().numpy().astype(np.float32)
+        budget = int(W.size / compression)
+        scale = None if init == "nearest" else structured_scale if sparse else 1.0
+        base = start(structure, path, W, budget, sparse, scale, factors, rank, random)
+        nonzeros = budget - base.parameters if sparse else 0
+        if nonzeros < 0 or (sparse and nonzeros < 1):
+            raise InvalidInput(
+                f"compression of {path}",
+                f"at most {W.size / (base.parameters + bool(sparse)):.4g}, as the {structure} factors alone have "
+                f"{base.parameters} parameters for {W.shape[0]}x{W.shape[1]}",
+                f"{compression:g}",
+                "Lower the compression, or choose smaller factors or another structure.",
+            )
+        weight = WEIGHTS[structure](W.shape, base.arrays(), nonzeros, pattern)
+        _register(module, name, weight, keep=init == "random")
+        weight.cmr_structured = weight.cmr_sparse = cmr
+        close_mask(weight, original(module, name))
+    return model
+
+
+def undope(model: Model) -> Model:
+    """Fold every doped weight to a plain dense parameter of the same value, in place; returns the model."""
+    was_training = model.training
+    model.eval()  # the value without CMR
+    for _, module, name, _ in list(doped_weights(model)):
+        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        if isinstance(module, nn.LSTM) and not parametrize.is_parametrized(module):
+            hook = module.__dict__.pop("_doping_hook", None)
+            if hook is not None:
+                hook.remove()
+            module._init_flat_weights()
+    return model.train(was_training)
+
+
+def extract(model: nn.Module) -> dict[str, Any]:
+    """The doped weights of a model as `structures.Doped`, by parameter name ("lstm.weight_hh_l0")."""
+    return {path: weight.structure(original(module, name)) for path, module, name, weight in doped_weights(model)}
+
+
+def doped_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, DopedWeight]]:
+    """Every doped weight: (parameter name, its module, its name there, the parametrization)."""
+    for prefix, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for name, chain in module.parametrizations.items():
+                if isinstance(chain[0], DopedWeight):
+                    yield (f"{prefix}.{name}" if prefix else name), module, name, chain[0]
+
+
+def put(model: nn.Module, doped: dict[str, Any], patterns: dict[str, str] | None = None) -> None:
+    """Put known structures (`structures.Doped`, by parameter name) into an undoped model: the inverse of `extract`."""
+    for path, structure in doped.items():
+        prefix, _, name = path.rpartition(".")
+        module = model.get_submodule(prefix)
+        base, S = structure.base, structure.S
+        weight = WEIGHTS[base.kind](base.shape, base.arrays(), int(S.nnz), (patterns or {}).get(path, "unstructured"))
+        dense = S.toarray()
+        _register(module, name, weight, keep=False)
+        with torch.no_grad():
+            original(module, name).copy_(torch.from_numpy(dense))
+            weight.mask.copy_(torch.from_numpy(dense != 0))
+
+
+def original(module: nn.Module, name: str) -> Tensor:
+    """The trained S (dense) behind the doped weight `name` of a module."""
+    chain: Any = module.parametrizations[name]
+    S: Tensor = chain.original
+    return S
+
+
+def close_mask(weight: DopedWeight, S: Tensor) -> None:
+    """Let the mask keep the weight's final number of entries, those of S with the largest magnitudes."""
+    shape = tuple(weight.mask.shape)
+    if weight.nonzeros == 0:
+        weight.mask.zero_()
+        return
+    scores = S.detach().abs().cpu().numpy()
+    mask = PATTERNS[weight.pattern](scores, weight.nonzeros / (shape[0] * shape[1]))
+    weight.mask.copy_(torch.from_numpy(np.ascontiguousarray(mask)))
+
+
+def _check(structure: str, compression: float, pattern: str, cmr: float, scale: float, init: str) -> None:
+    """Raise InvalidInput for arguments that no weight could satisfy."""
+    for what, value, table in (("structure", structure, WEIGHTS), ("pattern", pattern, PATTERNS)):
+        if value not in table:
+            raise InvalidInput(what, f"one of {', '.join(table)}", repr(value), "Choose one of these names.")
+    if init not in ("random", "nearest"):
+        raise InvalidInput("init", "random or nearest", repr(init), "Choose one of these names.")
+    if not (math.isfinite(compression) and compression > 1):
+        raise InvalidInput("compression", "a number above 1", f"{compression}", "For example 20: twenty times fewer.")
+    if not 0 <= cmr < 1:
+        raise InvalidInput("cmr", "a probability in [0, 1)", f"{cmr}", "For example 0.1, or 0 to switch it off.")
+    if not scale >= 0:
+        raise InvalidInput("structured_scale", "a number >= 0", f"{scale}", "For example 0.2.")
+
+
+def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple[str, nn.Module, str]]:
+    """(parameter name, module, name) of every weight that the globs choose; raises InvalidInput where none can be doped."""
+    globs = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
+    unused, rows = set(globs or ()), []
+    for prefix, module in model.named_modules():
+        for name in _weight_names(module):
+            path = f"{prefix}.{name}" if prefix else name
+            hits = {glob for glob in globs or () if fnmatchcase(prefix, glob) or fnmatchcase(path, glob)}
+            unused -= hits
+            if globs is None or hits:
+                rows.append((path, module, name))
+    available = [path for prefix, module in model.named_modules() for path in [prefix] if _weight_names(module)]
+    if unused or not rows:
+        raise InvalidInput(
+            "modules",
+            "names of nn.LSTM or nn.Linear modules, or of their weights, in the model",
+            ", ".join(sorted(unused)) or f"a {type(model).__name__} that has none",
+            f"The model has: {', '.join(name or '(itself)' for name in available) or 'none of them'}.",
+        )
+    for path, module, name in rows:
+        _check_weight(model, path, module, name)
+    return rows
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    if isinstance(module, nn.LSTM):
+        return [name for name in module._flat_weights_names if name.startswith("weight_")]
+    # exact type: torch subclasses Linear for modules that read .weight without calling forward
+    return ["weight"] if type(module) is nn.Linear or _is_parametrized_linear(module) else []
+
+
+def _is_parametrized_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and parametrize.is_parametrized(module)
+
+
+def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> None:
+    """Raise where a weight is doped already, shared with another parameter, or of an LSTM with projections."""
+    if isinstance(module, nn.LSTM) and module.proj_size:
+        raise UnsupportedModel(
+            path, "an nn.LSTM without projections", f"proj_size={module.proj_size}", "Leave it out with modules=..."
+        )
+    if parametrize.is_parametrized(module, name):
+        raise InvalidInput(path, "a plain weight", "a parametrized one", "Call undope(model) first, or leave it out.")
+    W = getattr(module, name)
+    owners = [
+        f"{prefix}.{key}" if prefix else key
+        for prefix, other in model.named_modules()
+        for key, value in other.named_parameters(recurse=False)
+        if value is W
+    ]
+    if len(owners) > 1:
+        raise InvalidInput(path, "a weight of its own", f"one shared by {', '.join(owners)}", "Untie it, or leave it out.")
+    if W.dtype != torch.float32:
+        raise InvalidInput(path, "float32", str(W.dtype).removeprefix("torch."), "Call model.float() first.")
+
+
+def _register(module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) -> None:
+    """Put the parametrization on the weight; keep: S is the weight as it was, else what the structured part leaves."""
+    W = getattr(module, name)
+    weight.to(W.device)
+    before = W.detach().clone()
+    weight.train(module.training)
+    parametrize.register_parametrization(module, name, weight)
+    if keep:
+        with torch.no_grad():
+            original(module, name).copy_(before)
+    if isinstance(module, nn.LSTM) and "_doping_hook" not in module.__dict__:
+        module.__dict__["_doping_hook"] = module.register_forward_hook(_forget_weights)
+
+
+def _forget_weights(module: nn.Module, args: Any, output: Any) -> None:
+    """Drop the computed weights that nn.LSTM keeps after a call.
+
+    They belong to that call's autograd graph: kept, they hold its memory, and copy.deepcopy refuses the module. nn.LSTM
+    reads the weights anew when a reference no longer answers.
+    """
+    state: Any = module
+    state._flat_weights = [None if W is None else W.detach() for W in state._flat_weights]
+    state._flat_weight_refs = [_gone] * len(state._flat_weights)
+
+
+def _gone() -> None:
+    """A reference whose tensor is gone."""

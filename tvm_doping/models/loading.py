@@ -1,0 +1,63 @@
+"""Between a run folder and a PyTorch model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tvm_doping import checkpoint
+from tvm_doping.errors import CheckpointError
+from tvm_doping.models.doping import doped_weights, extract, put
+from tvm_doping.models.tasks.language_model import LanguageModel
+from tvm_doping.structures import Structure
+
+# One row makes the model of a task known to `load_model`.
+MODELS: dict[str, Callable[..., nn.Module]] = {"language_model": LanguageModel}
+
+
+def load_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model of a run folder, its doped weights in place as parametrizations, in evaluation mode.
+
+    Raises CheckpointError when the folder does not hold a model of a known task.
+    """
+    found = checkpoint.load(folder)
+    task, arguments = found.config.get("task"), found.config.get("model")
+    if task not in MODELS:
+        raise CheckpointError(
+            f"task of {folder}", f"one of {', '.join(MODELS)}", repr(task), "Build the model and use models.put()."
+        )
+    try:
+        model = MODELS[task](**(arguments or {}))
+        put(model, found.structures)
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}", "a model that its config describes", str(error), "Copy it again, whole.") from error
+    absent = [name for name in missing if not _is_doped(name, set(found.structures))]
+    if absent or unexpected:
+        raise CheckpointError(
+            f"{folder}", "every parameter once", f"{absent or unexpected} {'missing' if absent else 'too many'}", "Train again."
+        )
+    return model.eval()
+
+
+def model_tensors(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Structure]]:
+    """(dense parameters and buffers, doped weights) of a model, as `checkpoint.save` takes them."""
+    doped = {path for path, *_ in doped_weights(model)}
+    tensors = {
+        name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items() if not _is_doped(name, doped)
+    }
+    structures: dict[str, Any] = extract(model)
+    return tensors, structures
+
+
+def _is_doped(name: str, doped: set[str]) -> bool:
+    """Whether a key of the state dict belongs to a doped weight: "lstm.parametrizations.weight_hh_l0.0.mask" does."""
+    before, found, after = name.partition("parametrizations.")
+    return bool(found) and before + after.split(".")[0] in doped
+

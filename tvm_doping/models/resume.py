@@ -1,0 +1,75 @@
+"""The state of a training run on disk, enough to go on to the bit after a kill; no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tvm_doping.errors import CheckpointError
+
+FILE = "resume.safetensors"
+
+
+def save_state(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, carried: tuple[Tensor, ...] | None, progress: dict[str, Any]
+) -> None:
+    """Write model, optimiser, random generators, the carried LSTM state and `progress` (JSON) as one file, atomically."""
+    tensors = {f"model:{name}": value for name, value in model.state_dict().items()}
+    state = optimiser.state_dict()
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser:{index}:{name}"] = value
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    tensors |= {f"carried:{index}": value for index, value in enumerate(carried or ())}
+    tensors["random:cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random:cuda"] = torch.cuda.get_rng_state()
+    header = {"progress": progress, "groups": state["param_groups"], "scalars": scalars}
+    partial = folder / f".{FILE}.{os.getpid()}"
+    # clones: safetensors refuses two names for one memory, which tied weights are
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    save_file(copies, partial, metadata={"state": json.dumps(header)})
+    os.replace(partial, folder / FILE)
+
+
+def load_state(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+) -> tuple[tuple[Tensor, ...] | None, dict[str, Any]]:
+    """Put back what `save_state` wrote; returns (carried LSTM state, progress). Raises CheckpointError if damaged."""
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        model.load_state_dict(_part(tensors, "model"))
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in _part(tensors, "optimiser").items():
+            index, _, name = key.partition(":")
+            state.setdefault(int(index), {})[name] = value
+        for index, values in header["scalars"].items():
+            state.setdefault(int(index), {}).update(values)
+        optimiser.load_state_dict({"state": state, "param_groups": header["groups"]})
+        torch.set_rng_state(tensors["random:cpu"])
+        if "random:cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random:cuda"])
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            str(path), "the state of this run", str(error), "Start anew with resume=False (--no-resume), or in another folder."
+        ) from error
+    carried = _part(tensors, "carried")
+    progress: dict[str, Any] = header["progress"]
+    return (tuple(carried[key].to(device) for key in sorted(carried)) or None), progress
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}:"): value for name, value in tensors.items() if name.startswith(f"{prefix}:")}
