@@ -3,7 +3,7 @@
     bundle.json            the manifest: what the other files are, and what they need of a machine
     lib.so                 the compiled model: a TVM Relax executable
     weights.safetensors    the packed weights, in the order the manifest lists
-    golden.safetensors     "input.NAME", "output.NAME" and "state.NAME": one run from the zero state
+    golden.safetensors     one run: "input.NAME", "state.NAME" before, "output.NAME", "new_state.NAME" after
     vocabulary.json        language models only: the list of tokens, by index
 
 Reading a bundle checks all of it before any of its code runs. Imports neither torch nor TVM.
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,8 +33,9 @@ from tvm_doping.manifest import FORMAT_VERSION, FileRecord, Manifest
 from tvm_doping.targets import missing_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from tvm_doping.build import Compiled
     from tvm_doping.runtime import Session
 
 MANIFEST = "bundle.json"
@@ -53,7 +55,7 @@ class Bundle:
     manifest    shapes, state, target, layers, versions (manifest.Manifest);
     library     the bytes of lib.so;
     weights     name -> array, 64-byte aligned, in the order `main` takes them;
-    golden      "input.*", "output.*", "state.*" -> array;
+    golden      "input.*", "state.*", "output.*", "new_state.*" -> array;
     vocabulary  tokens by index, or empty;
     folder      where it was read from or saved to, if anywhere.
     """
@@ -92,6 +94,48 @@ class Bundle:
             golden=_read_tensors(folder / GOLDEN),
             vocabulary=tuple(json.loads(contents[VOCABULARY])) if VOCABULARY in contents else (),
             folder=folder,
+        )
+
+    @classmethod
+    def from_compiled(
+        cls, compiled: Compiled, *, name: str, vocabulary: Sequence[str] = (), tokens: str | None = None
+    ) -> Bundle:
+        """The bundle of what `build` made, in memory."""
+        target, signature = compiled.target, compiled.signature
+        fields = ("name", "shape", "dtype", "below")
+        specs = {
+            group: [
+                {field: getattr(tensor, field) for field in fields} for tensor in getattr(signature, group)
+            ]
+            for group in ("inputs", "state", "outputs")
+        }
+        manifest = Manifest.model_validate(
+            {
+                "name": name,
+                "target": {"name": target.name, "mcpu": target.mcpu, "features": target.features},
+                **specs,
+                "time_axis": signature.time_axis,
+                "streaming": signature.streaming,
+                "tolerance": compiled.tolerance,
+                "golden_error": compiled.golden_error,
+                "versions": compiled.versions,
+                "weights": tuple(compiled.weights),
+                "layers": compiled.layers,
+                "compression": compiled.compression,
+                "metrics": compiled.metrics,
+                "tokens": tokens,
+            }
+        )
+        with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
+            path = Path(folder) / LIBRARY
+            compiled.executable.export_library(str(path))
+            library = path.read_bytes()
+        return cls(
+            manifest=manifest,
+            library=library,
+            weights={key: aligned_copy(array) for key, array in compiled.weights.items()},
+            golden=compiled.golden,
+            vocabulary=tuple(vocabulary),
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -158,7 +202,7 @@ def check_machine(manifest: Manifest) -> None:
             f"one without {', '.join(missing)}",
             "Compile the model for this machine: `tvm-doping compile --target auto`.",
         )
-    made, here = manifest.versions.get("apache-tvm", ""), _installed("apache-tvm")
+    made, here = manifest.versions.get("tvm", ""), _installed("apache-tvm")
     if made.split(".")[:2] != here.split(".")[:2]:
         raise BundleError(
             f"bundle {manifest.name!r}",

@@ -58,12 +58,13 @@ class LayerReport(_Model):
     """
 
     name: str
-    operation: str
+    op: str
     structure: str = ""
     shape: tuple[int, ...] = ()
     kernel: str = ""
     format: str = ""
     reason: str = ""
+    rejected: tuple[str, ...] = ()
     bytes: Size = 0
     dense_bytes: Size = 0
     parameters: Size = 0

@@ -169,29 +169,28 @@ class Session:
             self._state = [from_dlpack(aligned_copy(array)) for array in arrays]
 
     def verify(self) -> float:
-        """Run the golden input from the zero state; return the largest |got - golden|. The stream goes on.
+        """Run the golden input from its own state; return the largest |got - golden|. The stream goes on.
 
         Raises BundleError where it exceeds tolerance * max(1, max|golden|) of an output or a state.
         """
-        manifest, golden = self._manifest, self.bundle.golden
+        manifest = self._manifest
+        inputs, state = self._golden("input", manifest.inputs), self._golden("state", manifest.state)
         with self._lock:
             self._refuse_closed()
             try:
-                inputs = [golden[f"input.{spec.name}"] for spec in manifest.inputs]
-                symbols = bind(manifest.inputs, inputs, {})
-            except (KeyError, SessionError) as error:
+                bind((*manifest.inputs, *manifest.state), (*inputs, *state), {})
+            except SessionError as error:
                 raise BundleError(
-                    f"bundle {manifest.name!r}", "a golden input", str(error), "Compile it anew."
+                    f"golden values of {manifest.name!r}", error.needs, error.got, "Compile it anew."
                 ) from error
-            state = [from_dlpack(aligned_zeros(sizes(spec, symbols), spec.dtype)) for spec in manifest.state]
-            results = self._call([from_dlpack(aligned_copy(array)) for array in inputs], state)
-        worst = 0.0
-        names = [f"output.{spec.name}" for spec in manifest.outputs] + [
-            f"state.{spec.name}" for spec in manifest.state
-        ]
-        for name, result in zip(names, results, strict=True):
-            worst = max(worst, _compare(manifest, name, as_numpy(result), golden.get(name)))
-        return worst
+            before = [[from_dlpack(aligned_copy(array)) for array in arrays] for arrays in (inputs, state)]
+            results = self._call(*before)
+        golden = self._golden("output", manifest.outputs) + self._golden("new_state", manifest.state)
+        names = [spec.name for spec in (*manifest.outputs, *manifest.state)]
+        return max(
+            _compare(manifest, name, as_numpy(result), wanted)
+            for name, result, wanted in zip(names, results, golden, strict=True)
+        )
 
     def close(self) -> None:
         """Let go of the weights, the state and the code. Closing twice is no error; anything else afterwards
@@ -211,6 +210,18 @@ class Session:
     def __repr__(self) -> str:
         word = "closed" if self.closed else f"batch {self.batch or 'open'}"
         return f"<Session {self._manifest.name!r} for {self._manifest.target.name}, {word}>"
+
+    def _golden(self, group: str, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
+        names = [f"{group}.{spec.name}" for spec in specs]
+        missing = [name for name in names if name not in self.bundle.golden]
+        if missing:
+            raise BundleError(
+                f"bundle {self._manifest.name!r}",
+                "golden values to verify",
+                f"no {missing[0]}",
+                "Compile it anew.",
+            )
+        return [self.bundle.golden[name] for name in names]
 
     def _call(self, tensors: list[Any], state: list[Any]) -> list[Any]:
         try:
@@ -338,22 +349,17 @@ def _share_memory(outputs: Sequence[np.ndarray], state: Sequence[Any], given: Se
     return any(np.may_share_memory(a, b) for a, b in pairs)
 
 
-def _compare(manifest: Manifest, name: str, got: np.ndarray, golden: np.ndarray | None) -> float:
-    if golden is None or golden.shape != got.shape:
-        shape = None if golden is None else golden.shape
+def _compare(manifest: Manifest, name: str, got: np.ndarray, golden: np.ndarray) -> float:
+    """The largest |got - golden|; BundleError beyond the bundle's tolerance."""
+    where = f"{name!r} of {manifest.name!r}"
+    if golden.shape != got.shape:
         raise BundleError(
-            f"bundle {manifest.name!r}",
-            f"golden {name!r} of shape {got.shape}",
-            str(shape),
-            "Compile it anew.",
+            where, f"a golden value of shape {got.shape}", f"{golden.shape}", "Compile it anew."
         )
     error = float(np.max(np.abs(got.astype(np.float64) - golden.astype(np.float64)), initial=0.0))
     allowed = manifest.tolerance * max(1.0, float(np.max(np.abs(golden), initial=0.0)))
     if not error <= allowed:  # also catches NaN
         raise BundleError(
-            f"bundle {manifest.name!r}",
-            f"{name!r} within {allowed:.3g} of its golden value",
-            f"{error:.3g}",
-            "Compile it anew.",
+            where, f"the golden value within {allowed:.3g}", f"{error:.3g} off", "Compile it anew."
         )
     return error

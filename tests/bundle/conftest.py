@@ -59,7 +59,8 @@ def make_bundle(library: bytes, **changes) -> Bundle:
         "b": rng.standard_normal(OUT, np.float32),
     }
     x = rng.standard_normal((4, 2, WIDTH), np.float32)
-    y, carry = reference(weights, x, np.zeros((2, OUT), np.float32))
+    start = rng.standard_normal((2, OUT), np.float32)
+    y, carry = reference(weights, x, start)
     manifest = Manifest(
         name="tiny",
         target=TargetSpec(name="x86-64-v2", features=targets.TARGETS["x86-64-v2"].features),
@@ -69,14 +70,14 @@ def make_bundle(library: bytes, **changes) -> Bundle:
         time_axis=0,
         tolerance=1e-5,
         golden_error=0.0,
-        versions={"apache-tvm": version("apache-tvm")},
+        versions={"tvm": version("apache-tvm")},
         weights=("W", "b"),
     )
     return Bundle(
         manifest=manifest.model_copy(update=changes),
         library=library,
         weights=weights,
-        golden={"input.x": x, "output.y": y, "state.carry": carry.copy()},
+        golden={"input.x": x, "output.y": y, "state.carry": start, "new_state.carry": carry.copy()},
     )
 
 

@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,7 +283,7 @@ def test_features_are_checked_before_the_files_are_read(saved):
 @pytest.mark.usefixtures("never")
 @pytest.mark.parametrize("made", ["0.26.0", "1.0.0", ""])
 def test_another_release_of_tvm_is_refused(saved, made):
-    edit(saved, lambda raw: raw["versions"].update({"apache-tvm": made}))
+    edit(saved, lambda raw: raw["versions"].update(tvm=made))
     with pytest.raises(BundleError, match="apache-tvm"):
         load(saved)
 
@@ -310,3 +313,58 @@ def test_a_link_to_a_bundle_is_followed(bundle, saved, tmp_path):
 def test_the_manifest_survives_json(bundle):
     text = bundle.manifest.model_dump_json()
     assert Manifest.model_validate_json(text) == bundle.manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """As frontend/signature.py has it."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    below: int | None = None
+
+
+def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
+    class Executable:
+        def export_library(self, path):
+            Path(path).write_bytes(library)
+
+    signature = SimpleNamespace(
+        inputs=(Tensor(name="x", shape=("T", "N", 8), dtype="float32"),),
+        state=(Tensor(name="carry", shape=("N", 5), dtype="float32"),),
+        outputs=(Tensor(name="y", shape=("T", "N", 5), dtype="float32"),),
+        time_axis=0,
+        streaming=True,
+    )
+    layer = {
+        "name": "lstm.l0",
+        "op": "lstm",
+        "kernel": "perm32",
+        "format": "perm32",
+        "reason": "r",
+        "rejected": ["a: b"],
+    }
+    layer |= {"parameters": 5, "dense_parameters": 50, "bytes": 20, "dense_bytes": 200, "plan": {"lanes": 16}}
+    compiled = SimpleNamespace(
+        executable=Executable(),
+        weights=bundle.weights,
+        signature=signature,
+        target=targets.TARGETS["x86-64-v2"],
+        layers=(layer,),
+        compression={"by_parameters": 10.0, "by_bytes": 9.0},
+        metrics={"test_perplexity": 100.0},
+        golden=bundle.golden,
+        golden_error=1e-7,
+        tolerance=1e-5,
+        versions=bundle.manifest.versions,
+    )
+    made = Bundle.from_compiled(compiled, name="run", vocabulary=["a", "b"], tokens="words")  # type: ignore[arg-type]
+    assert made.session(verify=True).verify() < 1e-5
+    back = Bundle.load(made.save(tmp_path / "b"))
+    assert back.manifest.layers[0].plan == {"lanes": 16}
+    assert (back.vocabulary, back.manifest.tokens) == (("a", "b"), "words")
+    signature.inputs = (Tensor(name="tokens", shape=("T", "N"), dtype="int64", below=9),)
+    spec = Bundle.from_compiled(compiled, name="lm").manifest.inputs[0]  # type: ignore[arg-type]
+    assert (spec.dtype, spec.shape, spec.below) == ("int64", ("T", "N"), 9)
+    assert all(array.ctypes.data % ALIGNMENT == 0 for array in made.weights.values())

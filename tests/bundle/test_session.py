@@ -309,18 +309,25 @@ def test_verify_reruns_the_golden_input_and_leaves_the_stream_alone(saved):
     np.testing.assert_array_equal(session.state["carry"], before)
 
 
-@pytest.mark.parametrize("name", ["output.y", "state.carry"])
+@pytest.mark.parametrize("name", ["output.y", "new_state.carry"])
 @pytest.mark.parametrize("value", [0.01, np.nan])
 def test_verify_finds_a_wrong_number(bundle, name, value):
     bundle.golden[name].flat[3] += np.float32(value)
+    with pytest.raises(BundleError, match=f"'{name.rpartition('.')[2]}' of 'tiny'"):
+        bundle.session(verify=True)
+
+
+@pytest.mark.parametrize("name", ["input.x", "state.carry", "output.y", "new_state.carry"])
+def test_verify_needs_its_golden_arrays(bundle, name):
+    del bundle.golden[name]
     with pytest.raises(BundleError, match=name):
         bundle.session(verify=True)
 
 
-@pytest.mark.parametrize("name", ["input.x", "output.y", "state.carry"])
-def test_verify_needs_its_golden_arrays(bundle, name):
-    del bundle.golden[name]
-    with pytest.raises(BundleError, match=name):
+@pytest.mark.parametrize("name", ["input.x", "state.carry", "output.y", "new_state.carry"])
+def test_verify_refuses_golden_arrays_of_another_shape(bundle, name):
+    bundle.golden[name] = bundle.golden[name][..., :-1].copy()
+    with pytest.raises(BundleError, match="tiny"):
         bundle.session(verify=True)
 
 

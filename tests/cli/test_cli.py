@@ -120,7 +120,7 @@ def test_targets_works_where_no_target_fits(capsys, monkeypatch):
 def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
     layer = LayerReport(
         name="lstm.0",
-        operation="lstm",
+        op="lstm",
         structure="kronecker 20x130 (x) 130x10 + S of 84,500",
         shape=(2600, 1300),
         kernel="lstm perm32",
