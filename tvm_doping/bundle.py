@@ -48,7 +48,7 @@ _LARGEST_MANIFEST = 64 * 2**20
 _AGAIN = "Copy the bundle again, or compile it anew."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
     """A compiled model: in memory, or read from a folder.
 

@@ -115,7 +115,7 @@ class Manifest(_Model):
     weights: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()
     compression: Compression | None = None
-    metrics: dict[str, float] = {}
+    metrics: dict[str, bool | int | float | str | None] = {}
     records: tuple[str, ...] = ()
     tokens: Literal["words", "pieces", "characters"] | None = None
     files: dict[str, FileRecord] = {}

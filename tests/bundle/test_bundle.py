@@ -337,7 +337,7 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
         time_axis=0,
         streaming=True,
     )
-    layer = {
+    layer: dict[str, object] = {
         "name": "lstm.l0",
         "op": "lstm",
         "kernel": "perm32",

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,33 +312,28 @@ def test_run_refuses_an_empty_text(capsys, text):
     assert "at least one token" in refused(capsys, "run", "any", "--text", text)
 
 
-def test_train_passes_what_was_said(capsys, monkeypatch, tmp_path):
-    import types
-
+def test_train_passes_what_was_said_and_shows_the_perplexities(capsys, monkeypatch, tmp_path):
     said = []
+
+    def train(*args, **kwargs):
+        said.append((args, kwargs))
+        return {"test_perplexity": 115.25, "valid_perplexity": None, "finished": True}
+
     fake = types.ModuleType("tvm_doping.models.train")
-    fake.train = lambda *args, **kwargs: said.append((args, kwargs))  # type: ignore[attr-defined]
+    fake.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tvm_doping.models.train", fake)
-    words = [
-        "train",
-        "--recipe",
-        "lm-tiny",
-        "--set",
-        "hidden=64",
-        "--set",
-        "structure=low_rank",
-        "--no-resume",
-    ]
-    assert tvm_doping_(capsys, *words, "--out", tmp_path)[0] == 0
+    words = ["train", "--recipe", "lm-tiny", "--set", "model.hidden=64", "--set", "doping.structure=low_rank"]
+    code, out, _ = tvm_doping_(capsys, *words, "--no-resume", "--dense", "d", "--out", tmp_path)
+    assert code == 0 and "test perplexity: 115.25" in out and "valid" not in out
     (args, kwargs) = said[0]
-    assert args[0] == "lm-tiny" and args[2] == tmp_path
-    assert kwargs == {"resume": False, "overrides": {"hidden": 64, "structure": "low_rank"}}
+    assert args == ("lm-tiny", None, tmp_path)
+    overrides = {"model.hidden": 64, "doping.structure": "low_rank"}
+    assert kwargs == {"resume": False, "overrides": overrides, "dense": Path("d")}
     assert "NAME=VALUE" in refused(capsys, *words, "--set", "hidden")
+    assert len(said) == 1
 
 
 def test_compile_saves_and_shows_the_bundle(capsys, monkeypatch, bundle, tmp_path):
-    import types
-
     said = []
     fake = types.ModuleType("tvm_doping.build")
 

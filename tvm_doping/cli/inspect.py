@@ -106,7 +106,8 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
             f"{counted.by_parameters:.1f}x by parameters, {counted.by_bytes:.1f}x by bytes stored",
         )
     for name, value in manifest.metrics.items():
-        stored.add_row(name.replace("_", " "), f"{value:,.2f}")
+        if "perplexity" in name and isinstance(value, float):
+            stored.add_row(name.replace("_", " "), f"{value:,.2f}")
     code = (
         f"library {size(len(bundle.library))}, weights {size(bundle.bytes)} in {len(bundle.weights)} arrays"
     )

@@ -59,7 +59,7 @@ def settings(texts: list[str] | None, option: str) -> dict[str, Any]:
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise InvalidInput(option, "NAME=VALUE", repr(text), f"For example {option} hidden=200.")
+            raise InvalidInput(option, "NAME=VALUE", repr(text), f"For example {option} model.hidden=200.")
         try:
             found[name.strip()] = json.loads(value)
         except ValueError:

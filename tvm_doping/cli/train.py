@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvm_doping.cli.show import settings
+from tvm_doping.cli.show import console, settings
 
 
 def train(
@@ -29,7 +29,19 @@ def train(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override a field of the recipe; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Override a field of the recipe, e.g. train.epochs=3; repeatable.",
+        ),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run folder of the dense model, to set its perplexity beside this one's.",
+            show_default=False,
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option(help="Continue a run that was stopped; --no-resume starts it over.")
@@ -45,5 +57,10 @@ def train(
     """
     from tvm_doping.models.train import train as start
 
-    overrides = settings(set_, "--set")
-    start(recipe, data, out or Path("runs") / Path(recipe).stem, resume=resume, overrides=overrides)
+    folder = out or Path("runs") / Path(recipe).stem
+    metrics = start(recipe, data, folder, resume=resume, overrides=settings(set_, "--set"), dense=dense)
+    screen = console()
+    for name, value in metrics.items():
+        if "perplexity" in name and value is not None:
+            screen.print(f"{name.replace('_', ' ')}: {value:.2f}")
+    screen.print(f"-> {folder}")
