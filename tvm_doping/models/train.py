@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import time
@@ -59,6 +60,7 @@ def train(
     is as sparse as it is to be. Raises RecipeError, DataError, CheckpointError, and TrainingError for a loss that is NaN.
     """
     plan = load_recipe(recipe, overrides)
+    _keep_memory()
     folder = Path(out)
     rival = None if dense is None else _test_perplexity(dense)
     corpus = _corpus(plan, data)
@@ -348,6 +350,17 @@ def _test_perplexity(folder: str | os.PathLike[str]) -> float:
     if value is None:
         raise CheckpointError(f"{folder}", "a finished run, with its test perplexity", "none yet", "Finish it first.")
     return float(value)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory: logits of 16 MB a step would come from the kernel page by page each time (+30 % time)."""
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _exp(mean: float) -> float:
