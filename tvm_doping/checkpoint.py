@@ -1,4 +1,5 @@
-"""A run folder, `model.safetensors` + `config.json`: where training ends and compiling begins. Needs neither torch nor TVM."""
+"""A run folder, `model.safetensors` + `config.json`: where training ends and compiling begins. Needs neither
+torch nor TVM."""
 
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class Checkpoint:
     """What a run folder holds.
 
-    config      the JSON: "format_version", "task", "model" (arguments that build it), "metrics", "structures" (kind, shape and
-                parameters of each doped weight), "compression", "weights_sha256", and what training wrote besides;
+    config      the JSON: "format_version", "task", "model" (arguments that build it), "metrics", "structures"
+                (kind, shape and
+                parameters of each doped weight), "compression", "weights_sha256", and what training wrote
+                besides;
     tensors     the dense parameters and buffers, by name;
     structures  the doped weights, by parameter name: S sparse, never dense.
     """
@@ -45,16 +48,21 @@ def save(
 ) -> Path:
     """Write a run folder; each file appears whole or not at all. Returns the folder.
 
-    config needs the keys "task" and "model"; NaN and infinity in it become null. An array of a structure is stored as
+    config needs the keys "task" and "model"; NaN and infinity in it become null. An array of a structure is
+    stored as
     "<parameter>::<array>", for example "lstm.weight_hh_l0::S.values".
     """
     out, structures = Path(folder), dict(structures or {})
     missing = [key for key in ("task", "model") if key not in config]
     if missing:
-        raise CheckpointError(f"config for {out}", "keys task and model", f"none for {', '.join(missing)}", "Add them.")
+        raise CheckpointError(
+            f"config for {out}", "keys task and model", f"none for {', '.join(missing)}", "Add them."
+        )
     both = sorted(set(structures) & set(tensors))
     if both:
-        raise CheckpointError(f"checkpoint {out}", "one value for each name", f"two for {both}", "Leave one out.")
+        raise CheckpointError(
+            f"checkpoint {out}", "one value for each name", f"two for {both}", "Leave one out."
+        )
     out.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     for name, structure in structures.items():
@@ -81,13 +89,20 @@ def load(folder: str | os.PathLike[str]) -> Checkpoint:
     if not weights.is_file():
         raise _error(weights, "a file", "none", "Train again, or name the folder of a run.")
     if _sha256(weights) != config.get("weights_sha256"):
-        raise _error(weights, f"the file that {CONFIG} describes", "another or a damaged one", "Copy the folder again, whole.")
+        raise _error(
+            weights,
+            f"the file that {CONFIG} describes",
+            "another or a damaged one",
+            "Copy the folder again, whole.",
+        )
     try:
         arrays = load_file(weights)
         structures = {}
         for name, spec in config["structures"].items():
             prefix = f"{name}::"
-            own = {key.removeprefix(prefix): arrays.pop(key) for key in list(arrays) if key.startswith(prefix)}
+            own = {
+                key.removeprefix(prefix): arrays.pop(key) for key in list(arrays) if key.startswith(prefix)
+            }
             structures[name] = from_spec(spec, own)
     except (SafetensorError, DopingError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise _error(path, "a sound checkpoint", str(error), "Copy the folder again, whole.") from error
@@ -105,7 +120,9 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise _error(path, "readable JSON", str(error), "Copy the folder again, whole.") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
-        raise _error(path, f"format version {FORMAT_VERSION}", repr(version), "Use the tvm_doping that wrote it.")
+        raise _error(
+            path, f"format version {FORMAT_VERSION}", repr(version), "Use the tvm_doping that wrote it."
+        )
     found: dict[str, Any] = config
     return found
 

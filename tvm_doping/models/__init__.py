@@ -1,4 +1,5 @@
-"""Doped models in PyTorch: dope any `nn.LSTM` or `nn.Linear`, anneal, regularise, train, and read run folders back."""
+"""Doped models in PyTorch: dope any `nn.LSTM` or `nn.Linear`, anneal, regularise, train, and read run folders
+back."""
 
 from __future__ import annotations
 

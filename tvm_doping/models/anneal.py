@@ -19,12 +19,15 @@ class Annealing:
 
         density(t) = final + (1 - final) * (1 - (t - start) / (end - start))^3    for start <= t <= end
 
-    (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1). Call `step()` once after each optimiser step; every `frequency` steps the
-    masks are drawn anew from the magnitudes, from `end` on they stay. Closed entries get no gradient and keep their last
+    (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1). Call `step()` once after each optimiser step; every
+    `frequency` steps the
+    masks are drawn anew from the magnitudes, from `end` on they stay. Closed entries get no gradient and keep
+    their last
     value, so that one may come back while the schedule runs. Making the object opens the masks.
 
     model       a doped model (`models.dope`);
-    start, end  steps; scope "matrix" gives each weight its own density, "global" ranks all entries together (unstructured
+    start, end  steps; scope "matrix" gives each weight its own density, "global" ranks all entries together
+                (unstructured
                 only): the total stays the same.
     """
 
@@ -50,7 +53,9 @@ class Annealing:
             raise InvalidInput("scope", "matrix or global", repr(scope), "Choose one of these names.")
         patterns = sorted({weight.pattern for weight, _ in self._rows})
         if scope == "global" and patterns not in ([], ["unstructured"]):
-            raise InvalidInput("scope global", "pattern unstructured", ", ".join(patterns), "Use scope matrix.")
+            raise InvalidInput(
+                "scope global", "pattern unstructured", ", ".join(patterns), "Use scope matrix."
+            )
         self.start, self.end, self.frequency, self.scope = start, end, frequency, scope
         self.steps = 0
         for weight, _ in self._rows:
@@ -93,7 +98,7 @@ class Annealing:
                 weight.mask.copy_(torch.from_numpy(np.ascontiguousarray(mask)))
 
     def _thin_together(self, excess: float) -> None:
-        """One ranking over the entries of all weights; the total of the nonzeros is what the weights add up to."""
+        """One ranking over the entries of all weights, with the total of their nonzeros."""
         sizes = [weight.mask.numel() for weight, _ in self._rows]
         final = sum(weight.nonzeros for weight, _ in self._rows)
         kept = final + round((sum(sizes) - final) * excess)

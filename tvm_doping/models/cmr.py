@@ -1,4 +1,5 @@
-"""CMR, co-matrix dropout: keeps the two parts of a doped weight from leaning on each other (co-matrix adaptation)."""
+"""CMR, co-matrix dropout: keeps the two parts of a doped weight from leaning on each other (co-matrix
+adaptation)."""
 
 from __future__ import annotations
 
@@ -12,16 +13,21 @@ from tvm_doping.models.doping import doped_weights
 
 
 def set_cmr(model: nn.Module, structured: float, sparse: float | None = None) -> None:
-    """Set the rates at which output rows of the structured and of the sparse part are dropped, in every doped weight.
+    """Set the rates at which output rows of the structured and of the sparse part are dropped, in every doped
+    weight.
 
-    In training, W = b1 * structured + b2 * (S * mask) with b1, b2 (m, 1) independent Bernoulli masks scaled by 1/(1 - rate),
-    drawn anew each time the weight is computed; in evaluation nothing is dropped. `sparse` None means the same rate.
+    In training, W = b1 * structured + b2 * (S * mask) with b1, b2 (m, 1) independent Bernoulli masks scaled
+    by 1/(1 - rate),
+    drawn anew each time the weight is computed; in evaluation nothing is dropped. `sparse` None means the
+    same rate.
     Source: Thakker et al. 2021, section 3.2. Raises InvalidInput unless the rates lie in [0, 1).
     """
     sparse = structured if sparse is None else sparse
     for rate in (structured, sparse):
         if not 0 <= rate < 1:
-            raise InvalidInput("CMR rate", "a probability in [0, 1)", f"{rate}", "For example 0.1; 0 switches it off.")
+            raise InvalidInput(
+                "CMR rate", "a probability in [0, 1)", f"{rate}", "For example 0.1; 0 switches it off."
+            )
     for _, _, _, weight in doped_weights(model):
         weight.cmr_structured, weight.cmr_sparse = structured, sparse
 
@@ -40,7 +46,9 @@ class CmrSchedule:
         """(structured, sparse) at a step."""
         if not self.start <= step < self.end:
             return 0.0, 0.0
-        share = 1 - (step - self.start) / (self.end - self.start) if self.fade and self.end < math.inf else 1.0
+        share = (
+            1 - (step - self.start) / (self.end - self.start) if self.fade and self.end < math.inf else 1.0
+        )
         return self.structured * share, self.sparse * share
 
     def apply(self, model: nn.Module, step: int) -> None:

@@ -1,4 +1,5 @@
-"""dope(): put doped weights in place of the weights of any `nn.LSTM` and `nn.Linear`, and take them away again."""
+"""dope(): put doped weights in place of the weights of any `nn.LSTM` and `nn.Linear`, and take them away
+again."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tvm_doping import structures
 from tvm_doping.errors import InvalidInput, UnsupportedModel
 from tvm_doping.models.factors import start
 from tvm_doping.models.parametrizations import WEIGHTS, DopedWeight
@@ -42,19 +42,23 @@ def dope(
     structure         what the structured part is; "zero" is pruning alone;
     compression       m*n / (parameters of the factors + nonzeros of S), for every weight by itself;
     pattern           where S may have entries: a key of `sparsity.PATTERNS`;
-    modules           globs over the paths of modules ("encoder.*") or weights ("lstm.weight_hh_*"); None: every `nn.LSTM`
+    modules           globs over the paths of modules ("encoder.*") or weights ("lstm.weight_hh_*"); None:
+                      every `nn.LSTM`
                       and `nn.Linear`;
     cmr               co-matrix dropout: the rate for both parts (see `models.cmr.set_cmr`);
-    init              "random": S starts as the weight was and the factors as noise; "nearest": the factors approximate the
+    init              "random": S starts as the weight was and the factors as noise; "nearest": the factors
+                      approximate the
                       weight, S is what they leave;
-    structured_scale  with "random": standard deviation of the structured part, as a share of the weight's own;
+    structured_scale  with "random": standard deviation of the structured part, as a share of the weight's
+                      own;
     factors           B's shape (m1, n1) for "kronecker", (k, r) for "hybrid"; None chooses;
     rank              r for "low_rank"; None chooses;
     sparse            False leaves S out: the structured part alone has the whole budget;
     seed              of the factors' noise.
 
     The masks start at their final density with the largest entries of S, so the compression holds at once; an
-    `Annealing` opens them first and closes them while training. Raises InvalidInput for an impossible compression, factors
+    `Annealing` opens them first and closes them while training. Raises InvalidInput for an impossible
+    compression, factors
     that do not divide a weight, unknown names, and weights that are doped or shared already.
     """
     _check(structure, compression, pattern, cmr, structured_scale, init)
@@ -68,8 +72,8 @@ def dope(
         if nonzeros < 0 or (sparse and nonzeros < 1):
             raise InvalidInput(
                 f"compression of {path}",
-                f"at most {W.size / (base.parameters + bool(sparse)):.4g}, as the {structure} factors alone have "
-                f"{base.parameters} parameters for {W.shape[0]}x{W.shape[1]}",
+                f"at most {W.size / (base.parameters + bool(sparse)):.4g}, as the {structure} factors of "
+                f"{W.shape[0]}x{W.shape[1]} alone have {base.parameters} parameters",
                 f"{compression:g}",
                 "Lower the compression, or choose smaller factors or another structure.",
             )
@@ -96,25 +100,31 @@ def undope(model: Model) -> Model:
 
 def extract(model: nn.Module) -> dict[str, Any]:
     """The doped weights of a model as `structures.Doped`, by parameter name ("lstm.weight_hh_l0")."""
-    return {path: weight.structure(original(module, name)) for path, module, name, weight in doped_weights(model)}
+    return {
+        path: weight.structure(original(module, name)) for path, module, name, weight in doped_weights(model)
+    }
 
 
 def doped_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, DopedWeight]]:
     """Every doped weight: (parameter name, its module, its name there, the parametrization)."""
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for name, chain in module.parametrizations.items():
+            chains: Any = module.parametrizations
+            for name, chain in chains.items():
                 if isinstance(chain[0], DopedWeight):
                     yield (f"{prefix}.{name}" if prefix else name), module, name, chain[0]
 
 
 def put(model: nn.Module, doped: dict[str, Any], patterns: dict[str, str] | None = None) -> None:
-    """Put known structures (`structures.Doped`, by parameter name) into an undoped model: the inverse of `extract`."""
+    """Put known structures (`structures.Doped`, by parameter name) into an undoped model: the inverse of
+    `extract`."""
     for path, structure in doped.items():
         prefix, _, name = path.rpartition(".")
         module = model.get_submodule(prefix)
         base, S = structure.base, structure.S
-        weight = WEIGHTS[base.kind](base.shape, base.arrays(), int(S.nnz), (patterns or {}).get(path, "unstructured"))
+        weight = WEIGHTS[base.kind](
+            base.shape, base.arrays(), int(S.nnz), (patterns or {}).get(path, "unstructured")
+        )
         dense = S.toarray()
         _register(module, name, weight, keep=False)
         with torch.no_grad():
@@ -124,8 +134,8 @@ def put(model: nn.Module, doped: dict[str, Any], patterns: dict[str, str] | None
 
 def original(module: nn.Module, name: str) -> Tensor:
     """The trained S (dense) behind the doped weight `name` of a module."""
-    chain: Any = module.parametrizations[name]
-    S: Tensor = chain.original
+    chains: Any = module.parametrizations
+    S: Tensor = chains[name].original
     return S
 
 
@@ -148,15 +158,20 @@ def _check(structure: str, compression: float, pattern: str, cmr: float, scale: 
     if init not in ("random", "nearest"):
         raise InvalidInput("init", "random or nearest", repr(init), "Choose one of these names.")
     if not (math.isfinite(compression) and compression > 1):
-        raise InvalidInput("compression", "a number above 1", f"{compression}", "For example 20: twenty times fewer.")
+        raise InvalidInput(
+            "compression", "a number above 1", f"{compression}", "For example 20: twenty times fewer."
+        )
     if not 0 <= cmr < 1:
-        raise InvalidInput("cmr", "a probability in [0, 1)", f"{cmr}", "For example 0.1, or 0 to switch it off.")
+        raise InvalidInput(
+            "cmr", "a probability in [0, 1)", f"{cmr}", "For example 0.1, or 0 to switch it off."
+        )
     if not scale >= 0:
         raise InvalidInput("structured_scale", "a number >= 0", f"{scale}", "For example 0.2.")
 
 
 def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple[str, nn.Module, str]]:
-    """(parameter name, module, name) of every weight that the globs choose; raises InvalidInput where none can be doped."""
+    """(parameter name, module, name) of every weight that the globs choose; raises InvalidInput where none
+    can be doped."""
     globs = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
     unused, rows = set(globs or ()), []
     for prefix, module in model.named_modules():
@@ -166,7 +181,9 @@ def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple
             unused -= hits
             if globs is None or hits:
                 rows.append((path, module, name))
-    available = [path for prefix, module in model.named_modules() for path in [prefix] if _weight_names(module)]
+    available = [
+        path for prefix, module in model.named_modules() for path in [prefix] if _weight_names(module)
+    ]
     if unused or not rows:
         raise InvalidInput(
             "modules",
@@ -191,13 +208,19 @@ def _is_parametrized_linear(module: nn.Module) -> bool:
 
 
 def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> None:
-    """Raise where a weight is doped already, shared with another parameter, or of an LSTM with projections."""
+    """Raise where a weight is doped already, shared with another parameter, or of an LSTM with
+    projections."""
     if isinstance(module, nn.LSTM) and module.proj_size:
         raise UnsupportedModel(
-            path, "an nn.LSTM without projections", f"proj_size={module.proj_size}", "Leave it out with modules=..."
+            path,
+            "an nn.LSTM without projections",
+            f"proj_size={module.proj_size}",
+            "Leave it out with modules=...",
         )
     if parametrize.is_parametrized(module, name):
-        raise InvalidInput(path, "a plain weight", "a parametrized one", "Call undope(model) first, or leave it out.")
+        raise InvalidInput(
+            path, "a plain weight", "a parametrized one", "Call undope(model) first, or leave it out."
+        )
     W = getattr(module, name)
     owners = [
         f"{prefix}.{key}" if prefix else key
@@ -206,13 +229,16 @@ def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> 
         if value is W
     ]
     if len(owners) > 1:
-        raise InvalidInput(path, "a weight of its own", f"one shared by {', '.join(owners)}", "Untie it, or leave it out.")
+        raise InvalidInput(
+            path, "a weight of its own", f"one shared by {', '.join(owners)}", "Untie it, or leave it out."
+        )
     if W.dtype != torch.float32:
         raise InvalidInput(path, "float32", str(W.dtype).removeprefix("torch."), "Call model.float() first.")
 
 
 def _register(module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) -> None:
-    """Put the parametrization on the weight; keep: S is the weight as it was, else what the structured part leaves."""
+    """Put the parametrization on the weight; keep: S is the weight as it was, else what the structured part
+    leaves."""
     W = getattr(module, name)
     weight.to(W.device)
     before = W.detach().clone()
@@ -228,7 +254,8 @@ def _register(module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) 
 def _forget_weights(module: nn.Module, args: Any, output: Any) -> None:
     """Drop the computed weights that nn.LSTM keeps after a call.
 
-    They belong to that call's autograd graph: kept, they hold its memory, and copy.deepcopy refuses the module. nn.LSTM
+    They belong to that call's autograd graph: kept, they hold its memory, and copy.deepcopy refuses the
+    module. nn.LSTM
     reads the weights anew when a reference no longer answers.
     """
     state: Any = module

@@ -10,9 +10,9 @@ import numpy as np
 from tvm_doping import structures
 from tvm_doping.errors import InvalidInput
 
-# Beside S the structured part gets little. A Kronecker product gets about one and a half times the fewest parameters that
-# any shapes of factors have, 2*sqrt(m*n): the shapes of fewest multiplications lie there. A low rank needs more to be of
-# use, so U, V and D get half of what the compression leaves.
+# Beside S the structured part gets little. A Kronecker product gets about one and a half times the fewest
+# parameters that any shapes of factors have, 2*sqrt(m*n): the shapes of fewest multiplications lie there. A
+# low rank needs more to be of use, so U, V and D get half of what the compression leaves.
 KRONECKER_PARAMETERS = 3.0
 LOW_RANK_SHARE = 0.5
 
@@ -30,8 +30,10 @@ def start(
 ) -> structures.Structure:
     """The structured part for W (m, n), called `path`, of a weight with `budget` parameters in all.
 
-    sparse says whether S shares the budget; scale None takes the structure nearest to W, a number draws normal factors for
-    which the structured part's standard deviation is `scale` times that of W. Raises InvalidInput for factors that do not fit.
+    sparse says whether S shares the budget; scale None takes the structure nearest to W, a number draws
+    normal factors for
+    which the structured part's standard deviation is `scale` times that of W. Raises InvalidInput for factors
+    that do not fit.
     """
     m, n = int(W.shape[0]), int(W.shape[1])
     sizes = _sizes(kind, path, (m, n), budget, sparse, factors, rank)
@@ -92,13 +94,16 @@ def _sizes(
 
 def _within(what: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
-        raise InvalidInput(what, f"a number from 1 to {most}", f"{value}", "Choose one that the weight's shape allows.")
+        raise InvalidInput(
+            what, f"a number from 1 to {most}", f"{value}", "Choose one that the weight's shape allows."
+        )
 
 
 def _factors(
     kind: str, shape: tuple[int, int], sizes: dict[str, Any], deviation: float
 ) -> tuple[dict[str, tuple[int, int]], dict[str, float]]:
-    """Shapes of the factors, and the standard deviations that give every entry of the structured part the same one."""
+    """Shapes of the factors, and the standard deviations that give every entry of the structured part the
+    same one."""
     m, n = shape
     if kind == "kronecker":
         m1, n1, m2, n2 = sizes["shapes"]

@@ -29,7 +29,10 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
     task, arguments = found.config.get("task"), found.config.get("model")
     if task not in MODELS:
         raise CheckpointError(
-            f"task of {folder}", f"one of {', '.join(MODELS)}", repr(task), "Build the model and use models.put()."
+            f"task of {folder}",
+            f"one of {', '.join(MODELS)}",
+            repr(task),
+            "Build the model and use models.put().",
         )
     try:
         model = MODELS[task](**(arguments or {}))
@@ -37,11 +40,16 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
         tensors = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except (TypeError, AttributeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}", "a model that its config describes", str(error), "Copy it again, whole.") from error
+        raise CheckpointError(
+            f"{folder}", "a model that its config describes", str(error), "Copy it again, whole."
+        ) from error
     absent = [name for name in missing if not _is_doped(name, set(found.structures))]
     if absent or unexpected:
         raise CheckpointError(
-            f"{folder}", "every parameter once", f"{absent or unexpected} {'missing' if absent else 'too many'}", "Train again."
+            f"{folder}",
+            "every parameter once",
+            f"{absent or unexpected} {'missing' if absent else 'too many'}",
+            "Train again.",
         )
     return model.eval()
 
@@ -50,14 +58,16 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, St
     """(dense parameters and buffers, doped weights) of a model, as `checkpoint.save` takes them."""
     doped = {path for path, *_ in doped_weights(model)}
     tensors = {
-        name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items() if not _is_doped(name, doped)
+        name: value.detach().cpu().numpy().copy()
+        for name, value in model.state_dict().items()
+        if not _is_doped(name, doped)
     }
     structures: dict[str, Any] = extract(model)
     return tensors, structures
 
 
 def _is_doped(name: str, doped: set[str]) -> bool:
-    """Whether a key of the state dict belongs to a doped weight: "lstm.parametrizations.weight_hh_l0.0.mask" does."""
+    """Whether a key of the state dict belongs to a doped weight: "lstm.parametrizations.weight_hh_l0.0.mask"
+    does."""
     before, found, after = name.partition("parametrizations.")
     return bool(found) and before + after.split(".")[0] in doped
-

@@ -12,7 +12,8 @@ FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The metrics of a run folder. Reopened after a kill it drops the lines written after step `step`, and a torn last one."""
+    """The metrics of a run folder. Reopened after a kill it drops the lines written after step `step`, and a
+    torn last one."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / FILE
@@ -24,7 +25,8 @@ class MetricsLog:
     def write(self, event: str, **values: Any) -> None:
         """Append {"event": event, ...}; NaN and infinity become null."""
         row = {"event": event} | {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,14 +1,14 @@
 """Doped weights as PyTorch parametrizations: W = structured + S * mask.
 
-Each class is put on a weight with `torch.nn.utils.parametrize`; the parametrization's `original` is S (dense, trained), the
-factors are parameters of the class itself, and `mask` says which entries of S exist. In evaluation the value of the weight
-is literally `torch.kron(B, C) + S * mask` (or `U @ V + ...`, `cat([D, U @ V]) + ...`, `S * mask`): an exported graph then
-shows the structure to the compiler.
+Each class is put on a weight with `torch.nn.utils.parametrize`; the parametrization's `original` is S (dense,
+trained), the factors are parameters of the class itself, and `mask` says which entries of S exist. In
+evaluation the value of the weight is literally `torch.kron(B, C) + S * mask` (or `U @ V + ...`, `cat([D, U @
+V]) + ...`, `S * mask`): an exported graph then shows the structure to the compiler.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from tvm_doping import structures
 
 
 class DopedWeight(nn.Module):
-    """W (m, n) = structured() + S * mask; in training with CMR each part's output rows are dropped on their own.
+    """W (m, n) = structured() + S * mask; in training with CMR each part's output rows are dropped on their
+    own.
 
     mask              (m, n) bool: entries of S that exist;
     nonzeros          how many entries the mask keeps when annealing is over;
     pattern           which masks are allowed (a key of `sparsity.PATTERNS`);
-    cmr_structured    probability that an output row of the structured part is dropped (training only, inverted scaling);
+    cmr_structured    probability that an output row of the structured part is dropped (training only,
+                      inverted scaling);
     cmr_sparse        the same of the sparse part.
     """
 
@@ -31,7 +33,9 @@ class DopedWeight(nn.Module):
     factor_names: ClassVar[tuple[str, ...]] = ()
     mask: Tensor
 
-    def __init__(self, shape: tuple[int, int], factors: dict[str, np.ndarray], nonzeros: int, pattern: str) -> None:
+    def __init__(
+        self, shape: tuple[int, int], factors: dict[str, np.ndarray], nonzeros: int, pattern: str
+    ) -> None:
         super().__init__()
         for name in self.factor_names:
             values = torch.from_numpy(np.array(factors[name], dtype=np.float32, order="C"))
@@ -61,10 +65,11 @@ class DopedWeight(nn.Module):
         values = (S.detach() * self.mask).cpu().numpy().astype(np.float32)
         return structures.Doped(self.base(), values)
 
-    def base(self) -> Any:
+    def base(self) -> structures.Structure:
         """The structured part as `structures` has it."""
         arrays = {name: getattr(self, name).detach().cpu().numpy().copy() for name in self.factor_names}
-        return structures.FAMILIES[self.kind].from_arrays(arrays, tuple(self.mask.shape))
+        m, n = self.mask.shape
+        return structures.FAMILIES[self.kind].from_arrays(arrays, (m, n))
 
     def extra_repr(self) -> str:
         m, n = self.mask.shape

@@ -24,9 +24,11 @@ class _Part(BaseModel):
 class DataRecipe(_Part):
     """Which text."""
 
-    kind: Literal["ptb", "pydoc"] = Field("ptb", description="ptb: a folder of your own; pydoc: the texts of pydoc_data.topics")
-    level: Literal["word", "char"] = Field("word", description="tokens of pydoc: words or characters")
-    least: int = Field(3, ge=1, description="pydoc: tokens seen less often are <unk>")
+    kind: Literal["ptb", "pydoc"] = Field(
+        default="ptb", description="ptb: a folder of your own; pydoc: the texts of pydoc_data.topics"
+    )
+    level: Literal["word", "char"] = Field(default="word", description="tokens of pydoc: words or characters")
+    least: int = Field(default=3, ge=1, description="pydoc: tokens seen less often are <unk>")
 
 
 class ModelRecipe(_Part):
@@ -34,75 +36,103 @@ class ModelRecipe(_Part):
 
     embedding: int = Field(ge=1, description="size of the word vectors, I of the first layer")
     hidden: int = Field(ge=1, description="hidden units of each LSTM layer, H")
-    layers: int = Field(2, ge=1, description="LSTM layers, L")
-    dropout: float = Field(0.0, ge=0, lt=1, description="between embedding, layers and output")
-    tied: bool = Field(False, description="output layer and embedding share their weights")
-    init_radius: float = Field(0.1, gt=0, description="every parameter starts uniform in [-radius, radius]")
+    layers: int = Field(default=2, ge=1, description="LSTM layers, L")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="between embedding, layers and output")
+    tied: bool = Field(default=False, description="output layer and embedding share their weights")
+    init_radius: float = Field(
+        default=0.1, gt=0, description="every parameter starts uniform in [-radius, radius]"
+    )
 
 
 class AnnealRecipe(_Part):
     """When S is thinned; start and end as shares of all steps."""
 
-    start: float = Field(0.05, ge=0, le=1, description="where thinning begins")
-    end: float = Field(0.5, ge=0, le=1, description="where S is as sparse as it is to be")
-    frequency: int = Field(50, ge=1, description="steps between two masks")
-    scope: Literal["matrix", "global"] = Field("matrix", description="one density for each weight, or one ranking over all")
+    start: float = Field(default=0.05, ge=0, le=1, description="where thinning begins")
+    end: float = Field(default=0.5, ge=0, le=1, description="where S is as sparse as it is to be")
+    frequency: int = Field(default=50, ge=1, description="steps between two masks")
+    scope: Literal["matrix", "global"] = Field(
+        default="matrix", description="one density for each weight, or one ranking over all"
+    )
 
 
 class CmrRecipe(_Part):
     """Co-matrix dropout; start and end as shares of all steps."""
 
-    structured: float = Field(0.0, ge=0, lt=1, description="rate of dropped rows of the structured part")
-    sparse: float = Field(0.0, ge=0, lt=1, description="rate of dropped rows of the sparse part")
-    start: float = Field(0.0, ge=0, le=1, description="where it begins")
-    end: float = Field(1.0, ge=0, le=1, description="where it ends")
-    fade: bool = Field(False, description="fall linearly to 0 between the two")
+    structured: float = Field(
+        default=0.0, ge=0, lt=1, description="rate of dropped rows of the structured part"
+    )
+    sparse: float = Field(default=0.0, ge=0, lt=1, description="rate of dropped rows of the sparse part")
+    start: float = Field(default=0.0, ge=0, le=1, description="where it begins")
+    end: float = Field(default=1.0, ge=0, le=1, description="where it ends")
+    fade: bool = Field(default=False, description="fall linearly to 0 between the two")
 
 
 class DopingRecipe(_Part):
     """What the weights of the chosen modules become."""
 
-    structure: Literal["kronecker", "low_rank", "hybrid", "zero"] = Field("kronecker", description="the structured part")
-    compression: float = Field(20.0, gt=1, description="dense parameters / (factors + nonzeros), of every weight")
-    pattern: str = Field("unstructured", description="where S may have entries: " + ", ".join(PATTERNS))
-    modules: list[str] = Field(["lstm"], description="globs of modules or weights; embedding and output stay dense")
-    init: Literal["random", "nearest"] = Field("random", description="where the factors start")
-    structured_scale: float = Field(0.2, ge=0, description="first deviation of the structured part, as a share of the weight's")
-    factors: tuple[int, int] | None = Field(None, description="B's shape, or (dense rows, rank) of hybrid; none: chosen")
-    rank: int | None = Field(None, ge=1, description="rank of low_rank; none: chosen")
-    sparse: bool = Field(True, description="false: the structured part alone")
-    anneal: AnnealRecipe = Field(AnnealRecipe(), description="thinning of S")
-    cmr: CmrRecipe = Field(CmrRecipe(), description="co-matrix dropout")
+    structure: Literal["kronecker", "low_rank", "hybrid", "zero"] = Field(
+        default="kronecker", description="the structured part"
+    )
+    compression: float = Field(
+        default=20.0, gt=1, description="dense parameters / (factors + nonzeros), of every weight"
+    )
+    pattern: str = Field(
+        default="unstructured", description="where S may have entries: " + ", ".join(PATTERNS)
+    )
+    modules: list[str] = Field(
+        default=["lstm"], description="globs of modules or weights; embedding and output stay dense"
+    )
+    init: Literal["random", "nearest"] = Field(default="random", description="where the factors start")
+    structured_scale: float = Field(
+        default=0.2, ge=0, description="first deviation of the structured part, as a share of the weight's"
+    )
+    factors: tuple[int, int] | None = Field(
+        default=None, description="B's shape, or (dense rows, rank) of hybrid; none: chosen"
+    )
+    rank: int | None = Field(default=None, ge=1, description="rank of low_rank; none: chosen")
+    sparse: bool = Field(default=True, description="false: the structured part alone")
+    anneal: AnnealRecipe = Field(default=AnnealRecipe(), description="thinning of S")
+    cmr: CmrRecipe = Field(default=CmrRecipe(), description="co-matrix dropout")
 
 
 class TrainRecipe(_Part):
     """The training loop."""
 
     epochs: int = Field(ge=1, description="passes over the training split")
-    batch: int = Field(20, ge=1, description="streams side by side, N")
-    steps: int = Field(20, ge=1, description="time steps of a segment, T: how far gradients reach back")
-    optimiser: Literal["sgd", "adam"] = Field("sgd", description="sgd without momentum, or adam")
-    lr: float = Field(1.0, gt=0, description="learning rate; for a loss summed over T and averaged over N")
-    hold: int = Field(4, ge=0, description="epochs at the full learning rate")
-    decay: float = Field(0.5, gt=0, le=1, description="its factor in each epoch after those")
-    clip: float = Field(5.0, gt=0, description="largest norm of the gradients")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision; on a CPU of the output layer alone")
-    seed: int = Field(0, ge=0, description="of initial values, dropout and CMR")
-    patience: int = Field(0, ge=0, description="stop after so many epochs without a better validation; 0: never")
-    log_steps: int = Field(100, ge=1, description="steps between two lines of metrics, and two looks for NaN")
-    save_steps: int = Field(500, ge=1, description="steps between two states to resume from")
+    batch: int = Field(default=20, ge=1, description="streams side by side, N")
+    steps: int = Field(
+        default=20, ge=1, description="time steps of a segment, T: how far gradients reach back"
+    )
+    optimiser: Literal["sgd", "adam"] = Field(default="sgd", description="sgd without momentum, or adam")
+    lr: float = Field(
+        default=1.0, gt=0, description="learning rate; for a loss summed over T and averaged over N"
+    )
+    hold: int = Field(default=4, ge=0, description="epochs at the full learning rate")
+    decay: float = Field(default=0.5, gt=0, le=1, description="its factor in each epoch after those")
+    clip: float = Field(default=5.0, gt=0, description="largest norm of the gradients")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: mixed precision; on a CPU of the output layer alone"
+    )
+    seed: int = Field(default=0, ge=0, description="of initial values, dropout and CMR")
+    patience: int = Field(
+        default=0, ge=0, description="stop after so many epochs without a better validation; 0: never"
+    )
+    log_steps: int = Field(
+        default=100, ge=1, description="steps between two lines of metrics, and two looks for NaN"
+    )
+    save_steps: int = Field(default=500, ge=1, description="steps between two states to resume from")
 
 
 class Recipe(_Part):
     """A whole training run."""
 
     name: str = Field(description="how it is called")
-    about: str = Field("", description="what it is, and its source")
-    task: Literal["language_model"] = Field("language_model", description="what is trained")
-    data: DataRecipe = Field(DataRecipe(), description="the text")
+    about: str = Field(default="", description="what it is, and its source")
+    task: Literal["language_model"] = Field(default="language_model", description="what is trained")
+    data: DataRecipe = Field(default=DataRecipe(), description="the text")
     model: ModelRecipe = Field(description="the dense model")
-    doping: DopingRecipe | None = Field(None, description="none: the model stays dense")
+    doping: DopingRecipe | None = Field(default=None, description="none: the model stays dense")
     train: TrainRecipe = Field(description="the loop")
 
 
@@ -111,8 +141,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(recipe: str | os.PathLike[str] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by name ("lm-small") or path of a YAML file, with overrides by dotted key ({"train.epochs": 3}).
+def load_recipe(
+    recipe: str | os.PathLike[str] | Recipe, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A recipe by name ("lm-small") or path of a YAML file, with overrides by dotted key ({"train.epochs":
+    3}).
 
     Values given as text are read as YAML. Raises RecipeError naming every unknown key and impossible value.
     """
@@ -144,17 +177,29 @@ def _check(recipe: Recipe, label: str) -> None:
     doping = recipe.doping
     if recipe.model.tied and recipe.model.embedding != recipe.model.hidden:
         got = f"{recipe.model.embedding} and {recipe.model.hidden}"
-        raise RecipeError(f"recipe {label}: model.tied", "embedding = hidden", got, "Make them equal, or untie.")
+        raise RecipeError(
+            f"recipe {label}: model.tied", "embedding = hidden", got, "Make them equal, or untie."
+        )
     if doping is None:
         return
     if doping.pattern not in PATTERNS:
         raise RecipeError(
-            f"recipe {label}: doping.pattern", f"one of {', '.join(PATTERNS)}", repr(doping.pattern), "Choose one."
+            f"recipe {label}: doping.pattern",
+            f"one of {', '.join(PATTERNS)}",
+            repr(doping.pattern),
+            "Choose one.",
         )
     if doping.anneal.start > doping.anneal.end or doping.cmr.start > doping.cmr.end:
-        raise RecipeError(f"recipe {label}: doping", "start <= end", "start > end", "Swap them in anneal or cmr.")
+        raise RecipeError(
+            f"recipe {label}: doping", "start <= end", "start > end", "Swap them in anneal or cmr."
+        )
     if doping.structure == "zero" and not doping.sparse:
-        raise RecipeError(f"recipe {label}: doping", "something left of the weight", "structure zero, sparse false", "Change one.")
+        raise RecipeError(
+            f"recipe {label}: doping",
+            "something left of the weight",
+            "structure zero, sparse false",
+            "Change one.",
+        )
     assert doping.structure in WEIGHTS
 
 
@@ -163,15 +208,21 @@ def _read(recipe: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{recipe}.yaml"
         if str(recipe) not in names():
-            raise RecipeError("recipe", f"one of {', '.join(names())}, or a .yaml file", repr(str(recipe)), "Choose one.")
+            raise RecipeError(
+                "recipe", f"one of {', '.join(names())}, or a .yaml file", repr(str(recipe)), "Choose one."
+            )
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError("recipe", f"a file {path}", "none there", f"Recipes that come along: {', '.join(names())}.") from None
+        raise RecipeError(
+            "recipe", f"a file {path}", "none there", f"Recipes that come along: {', '.join(names())}."
+        ) from None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}", "readable YAML", str(error), "Correct the file.") from error
     if not isinstance(fields, dict):
-        raise RecipeError(f"recipe {path}", "a YAML mapping", type(fields).__name__, "Start from one that comes along.")
+        raise RecipeError(
+            f"recipe {path}", "a YAML mapping", type(fields).__name__, "Start from one that comes along."
+        )
     return fields
 
 

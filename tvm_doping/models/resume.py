@@ -18,9 +18,14 @@ FILE = "resume.safetensors"
 
 
 def save_state(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, carried: tuple[Tensor, ...] | None, progress: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    carried: tuple[Tensor, ...] | None,
+    progress: dict[str, Any],
 ) -> None:
-    """Write model, optimiser, random generators, the carried LSTM state and `progress` (JSON) as one file, atomically."""
+    """Write model, optimiser, random generators, the carried LSTM state and `progress` (JSON) as one file,
+    atomically."""
     tensors = {f"model:{name}": value for name, value in model.state_dict().items()}
     state = optimiser.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
@@ -45,7 +50,8 @@ def save_state(
 def load_state(
     folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
 ) -> tuple[tuple[Tensor, ...] | None, dict[str, Any]]:
-    """Put back what `save_state` wrote; returns (carried LSTM state, progress). Raises CheckpointError if damaged."""
+    """Put back what `save_state` wrote; returns (carried LSTM state, progress). Raises CheckpointError if
+    damaged."""
     path = folder / FILE
     try:
         with safe_open(path, framework="pt") as file:
@@ -64,7 +70,10 @@ def load_state(
             torch.cuda.set_rng_state(tensors["random:cuda"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            str(path), "the state of this run", str(error), "Start anew with resume=False (--no-resume), or in another folder."
+            str(path),
+            "the state of this run",
+            str(error),
+            "Start anew with resume=False (--no-resume), or in another folder.",
         ) from error
     carried = _part(tensors, "carried")
     progress: dict[str, Any] = header["progress"]
@@ -72,4 +81,8 @@ def load_state(
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}:"): value for name, value in tensors.items() if name.startswith(f"{prefix}:")}
+    return {
+        name.removeprefix(f"{prefix}:"): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}:")
+    }

@@ -36,7 +36,9 @@ class LanguageModel(nn.Module):
                 "Correct the model's settings.",
             )
         if tied and embedding != hidden:
-            raise InvalidInput("tied", "embedding = hidden", f"{embedding} and {hidden}", "Make them equal, or untie.")
+            raise InvalidInput(
+                "tied", "embedding = hidden", f"{embedding} and {hidden}", "Make them equal, or untie."
+            )
         self.embedding = nn.Embedding(vocab, embedding)
         self.dropout = nn.Dropout(dropout)
         # nn.LSTM warns about a dropout between layers that one layer does not have
@@ -46,7 +48,8 @@ class LanguageModel(nn.Module):
             self.output.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """tokens (T, N) int64, state (h, c) each (L, N, H) or None for zeros -> logits (T, N, V), new state."""
+        """tokens (T, N) int64, state (h, c) each (L, N, H) or None for zeros -> logits (T, N, V), new
+        state."""
         x = self.dropout(self.embedding(tokens))
         with _full_precision(x) if self.training else nullcontext():
             y, new = self.lstm(x, state)
@@ -62,10 +65,16 @@ def initialise(model: nn.Module, radius: float, seed: int) -> None:
 
 
 def columns(stream: np.ndarray, batch: int, split: str) -> Tensor:
-    """A stream cut into `batch` equal parts that run side by side: (length // batch, batch), the rest left out."""
+    """A stream cut into `batch` equal parts that run side by side: (length // batch, batch), the rest left
+    out."""
     length = len(stream) // batch
     if length < 2:
-        raise DataError(f"{split} split", f"at least {2 * batch} tokens for a batch of {batch}", f"{len(stream)}", "Add text.")
+        raise DataError(
+            f"{split} split",
+            f"at least {2 * batch} tokens for a batch of {batch}",
+            f"{len(stream)}",
+            "Add text.",
+        )
     return torch.from_numpy(np.ascontiguousarray(stream[: length * batch].reshape(batch, length).T))
 
 
@@ -77,17 +86,23 @@ def segments(data: Tensor, steps: int, *, whole: bool) -> Iterator[tuple[Tensor,
             yield data[begin : begin + size], data[begin + 1 : begin + 1 + size]
 
 
-def segment_loss(model: nn.Module, tokens: Tensor, targets: Tensor, state: State | None) -> tuple[Tensor, State]:
-    """Cross entropy summed over time and averaged over the batch, as Zaremba's learning rates expect; and the state."""
+def segment_loss(
+    model: nn.Module, tokens: Tensor, targets: Tensor, state: State | None
+) -> tuple[Tensor, State]:
+    """Cross entropy summed over time and averaged over the batch, as Zaremba's learning rates expect; and the
+    state."""
     with parametrize.cached():  # each doped weight is computed once a segment
         logits, new = model(tokens, state)
-    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / tokens.shape[1]
+    loss = (
+        functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / tokens.shape[1]
+    )
     return loss, new
 
 
 @torch.no_grad()
 def perplexity(model: nn.Module, data: Tensor, steps: int = 100, device: torch.device | None = None) -> float:
-    """exp(mean cross entropy) over data (T, N), the state carried from start to end, in float32 and evaluation mode."""
+    """exp(mean cross entropy) over data (T, N), the state carried from start to end, in float32 and
+    evaluation mode."""
     was_training = model.training
     model.eval()
     total, state = 0.0, None
@@ -102,6 +117,7 @@ def perplexity(model: nn.Module, data: Tensor, steps: int = 100, device: torch.d
 
 
 def _full_precision(x: Tensor) -> torch.autocast | nullcontext[None]:
-    """No autocast around the LSTM on a CPU: its bfloat16 is slower there, and would round the state at every step."""
+    """No autocast around the LSTM on a CPU: its bfloat16 is slower there, and would round the state at every
+    step."""
     cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return torch.autocast("cpu", enabled=False) if cpu else nullcontext()

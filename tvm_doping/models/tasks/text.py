@@ -1,4 +1,5 @@
-"""Text for language models: Penn Treebank files, or the help topics that every Python installation carries."""
+"""Text for language models: Penn Treebank files, or the help topics that every Python installation
+carries."""
 
 from __future__ import annotations
 
@@ -29,12 +30,18 @@ class Corpus:
 def ptb(folder: str | Path) -> Corpus:
     """`ptb.{train,valid,test}.txt` (or `{train,valid,test}.txt`): a sentence a line, words parted by spaces.
 
-    Each line ends in `<eos>`; the vocabulary is that of the training split, most frequent first, and other words are
+    Each line ends in `<eos>`; the vocabulary is that of the training split, most frequent first, and other
+    words are
     `<unk>`. Raises DataError for a missing folder, file or an empty split.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise DataError(str(root), "a folder with ptb.{train,valid,test}.txt", "no folder there", "Give its path as --data.")
+        raise DataError(
+            str(root),
+            "a folder with ptb.{train,valid,test}.txt",
+            "no folder there",
+            "Give its path as --data.",
+        )
     texts = {}
     for split in SPLITS:
         names = (f"ptb.{split}.txt", f"{split}.txt")
@@ -54,8 +61,10 @@ def ptb(folder: str | Path) -> Corpus:
 def pydoc_topics(level: str = "word", least: int = 3) -> Corpus:
     """The texts of `pydoc_data.topics`: real English of about 100,000 words, and offline everywhere.
 
-    The topics, in order of their names, are parted 18 : 1 : 1 in rounds of twenty into the splits. Words are runs of
-    letters or digits, lower-cased, and single other signs; those seen less than `least` times are `<unk>`. With level
+    The topics, in order of their names, are parted 18 : 1 : 1 in rounds of twenty into the splits. Words are
+    runs of
+    letters or digits, lower-cased, and single other signs; those seen less than `least` times are `<unk>`.
+    With level
     "char" the tokens are characters.
     """
     from pydoc_data.topics import topics
