@@ -90,7 +90,7 @@ class Manifest(_Model):
     """bundle.json.
 
     inputs, state, outputs  `main(*inputs, *state, weights)` returns (*outputs, *new state);
-    time_axis    where "T" stands in the inputs, None for a model without time;
+    time_axis    where "T" stands in the first input that has it, None for a model without time;
     streaming    whether steps in a row equal one run over them (false for bidirectional models);
     tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
     golden_error the largest |got - golden| when the bundle was made, against PyTorch;
@@ -128,12 +128,11 @@ class Manifest(_Model):
             if len(set(names)) != len(names):
                 raise ValueError(f"names given once each, not {names}")
         known = {dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str)}
-        timed = [spec.name for spec in self.inputs if "T" in spec.shape]
-        if (self.time_axis is None) != (not timed):
-            raise ValueError(f"a time axis exactly where an input has T, not {self.time_axis} with {timed}")
-        for spec in self.inputs:
-            if self.time_axis is not None and "T" in spec.shape and spec.shape.index("T") != self.time_axis:
-                raise ValueError(f"T at axis {self.time_axis} of input {spec.name!r}, not shape {spec.shape}")
+        axes = [spec.shape.index("T") for spec in self.inputs if "T" in spec.shape]
+        if self.time_axis != (axes[0] if axes else None):
+            raise ValueError(
+                f"as time axis that of T in the inputs, {axes[:1] or None}, not {self.time_axis}"
+            )
         for spec in self.state:
             if "T" in spec.shape or {dim for dim in spec.shape if isinstance(dim, str)} - known:
                 raise ValueError(

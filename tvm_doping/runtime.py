@@ -112,7 +112,7 @@ class Session:
             if len(inputs) != len(self._manifest.inputs) or self._main is None:
                 self._refuse_call(inputs)
             symbols = bind(self._manifest.inputs, inputs, self._symbols)
-            del symbols["T"]
+            symbols.pop("T", None)
             if not self._bound:
                 self._fix(symbols)
             tensors = [from_dlpack(array if is_usable(array) else aligned_copy(array)) for array in inputs]

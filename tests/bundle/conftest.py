@@ -25,25 +25,38 @@ def reference(weights, x, carry):
 
 
 def executable(outputs=None) -> bytes:
-    """lib.so of the model above; `outputs(emit, x, carry, y)` may choose other results."""
-    import tvm
-    from tvm import relax, tirx
+    """lib.so of the model above; `outputs(x, carry, y, new)` may choose other results."""
+    from tvm import relax
     from tvm.relax import op
 
-    t, n = tirx.Var("T", "int64"), tirx.Var("N", "int64")
-    x = relax.Var("x", relax.TensorType((t, n, WIDTH), "float32"))
-    carry = relax.Var("carry", relax.TensorType((n, OUT), "float32"))
-    w_types = [relax.TensorType((WIDTH, OUT), "float32"), relax.TensorType((OUT,), "float32")]
-    weights = relax.Var("weights", relax.TupleType(w_types))
+    def body(emit, x, carry, weights):
+        w, b = (emit(relax.TupleGetItem(weights, i)) for i in range(2))
+        z = emit(op.add(op.matmul(x, w), b))
+        y = emit(op.add(op.cumsum(z, axis=0), carry))
+        new = emit(op.add(op.sum(z, axis=[0]), carry))
+        return [y, new] if outputs is None else outputs(x, carry, y, new)
+
+    inputs = {"x": (("T", "N", WIDTH), "float32"), "carry": (("N", OUT), "float32")}
+    return compiled(inputs, [(WIDTH, OUT), (OUT,)], body)
+
+
+def compiled(inputs, weights, body) -> bytes:
+    """lib.so of a `main`: inputs name -> (shape, dtype), shapes of weights, `body(emit, *inputs, weights)`."""
+    import tvm
+    from tvm import relax, tirx
+
+    symbols = {name: tirx.Var(name, "int64") for name in "TN"}
+
+    def variable(name, shape, dtype):
+        dims = [symbols.get(dim, dim) for dim in shape]
+        return relax.Var(name, relax.TensorType(dims, dtype))
+
+    given = [variable(name, *spec) for name, spec in inputs.items()]
+    packed = relax.Var("weights", relax.TupleType([relax.TensorType(shape, "float32") for shape in weights]))
     builder = relax.BlockBuilder()
-    with builder.function("main", [x, carry, weights]):
+    with builder.function("main", [*given, packed]):
         with builder.dataflow():
-            w, b = (builder.emit(relax.TupleGetItem(weights, i)) for i in range(2))
-            z = builder.emit(op.add(op.matmul(x, w), b))
-            y = builder.emit(op.add(op.cumsum(z, axis=0), carry))
-            new = builder.emit(op.add(op.sum(z, axis=[0]), carry))
-            results = [y, new] if outputs is None else outputs(builder.emit, x, carry, y, new)
-            result = builder.emit_output(relax.Tuple(results))
+            result = builder.emit_output(relax.Tuple(body(builder.emit, *given, packed)))
         builder.emit_func_output(result)
     built = tvm.compile(builder.get(), targets.resolve("x86-64-v2").tvm())
     with tempfile.TemporaryDirectory() as folder:

@@ -59,7 +59,7 @@ def test_outputs_stay_what_they_were(session):
 
 @pytest.mark.parametrize("returned", ["the input", "the state", "output as state", "a weight"])
 def test_results_that_share_memory_are_copied(returned):
-    def outputs(emit, x, carry, y, new):
+    def outputs(x, carry, y, new):
         match returned:
             case "the input":
                 return [x, new]
