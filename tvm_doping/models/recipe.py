@@ -154,7 +154,7 @@ def load_recipe(
     else:
         label, fields = str(recipe), _read(recipe)
     for key, value in (overrides or {}).items():
-        _override(fields, key, yaml.safe_load(value) if isinstance(value, str) else value)
+        _override(fields, key, _value(key, value))
     try:
         found = Recipe.model_validate(fields)
     except ValidationError as error:
@@ -224,6 +224,16 @@ def _read(recipe: str | os.PathLike[str]) -> dict[str, Any]:
             f"recipe {path}", "a YAML mapping", type(fields).__name__, "Start from one that comes along."
         )
     return fields
+
+
+def _value(key: str, value: Any) -> Any:
+    """The value of an override, read as YAML where it is text."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"override {key}", "a YAML value", repr(value), "Quote it, or correct it."
+        ) from None
 
 
 def _override(fields: dict[str, Any], key: str, value: Any) -> None:

@@ -1,0 +1,103 @@
+"""Recipes: those that come along are valid, overrides reach every field, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.models.conftest import fields
+from tvm_doping.errors import RecipeError
+from tvm_doping.models import LanguageModel, Recipe, dope, extract, load_recipe, recipe_names
+from tvm_doping.models.recipe import dump_recipe
+
+
+def test_the_recipes_that_come_along() -> None:
+    sizes = ("tiny", "small", "medium", "large")
+    assert recipe_names() == sorted(f"lm-{size}{kind}" for size in sizes for kind in ("", "-dense"))
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.name == name and (recipe.doping is None) == name.endswith("-dense")
+
+
+@pytest.mark.parametrize("name", ["lm-tiny", "lm-small", "lm-medium"])
+def test_their_compression_holds(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.doping is not None
+    model = LanguageModel(100, **recipe.model.model_dump(exclude={"init_radius"}))
+    dope(model, **recipe.doping.model_dump(exclude={"anneal", "cmr"}))
+    doped = extract(model)
+    assert len(doped) == 2 * recipe.model.layers
+    for structure in doped.values():
+        size = structure.shape[0] * structure.shape[1]
+        assert size / structure.parameters == pytest.approx(recipe.doping.compression, rel=1e-3)
+
+
+def test_doped_and_dense_differ_only_in_doping_and_schedule() -> None:
+    for size in ("tiny", "small", "medium", "large"):
+        doped, dense = load_recipe(f"lm-{size}"), load_recipe(f"lm-{size}-dense")
+        assert doped.model == dense.model and doped.data == dense.data
+        assert doped.train.model_copy(update={"hold": dense.train.hold}) == dense.train
+
+
+def test_every_field_has_a_help_line() -> None:
+    def look(model: Any) -> None:
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            inner = [
+                t
+                for t in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                if hasattr(t, "model_fields")
+            ]
+            for part in inner:
+                look(part)
+
+    look(Recipe)
+
+
+def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
+    recipe = load_recipe("lm-small", {"train.epochs": "3", "doping.factors": "[10, 20]"})
+    assert recipe.train.epochs == 3 and recipe.doping is not None and recipe.doping.factors == (10, 20)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert load_recipe(recipe, {"doping": None}).doping is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        ({"train.epoch": 3}, r"train\.epoch"),
+        ({"train.epochs": 0}, r"train\.epochs"),
+        ({"train.epochs": "many"}, "many"),
+        ({"nonsense.deeply": 3}, "nonsense"),
+        ({"doping.compression": 1}, r"doping\.compression"),
+        ({"doping.structure": "circulant"}, "kronecker"),
+        ({"doping.pattern": "random"}, "block16"),
+        ({"doping.anneal.start": 0.9}, "start <= end"),
+        ({"doping.structure": "zero", "doping.sparse": False}, "left of the weight"),
+        ({"model.tied": True, "model.embedding": 7}, "tied"),
+        ({"task": "translation"}, "task"),
+        ({"train.lr": "{"}, "YAML"),
+    ],
+)
+def test_mistakes_are_named(overrides: dict[str, Any], word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        load_recipe("lm-small", overrides)
+
+
+def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="lm-small"):
+        load_recipe("lm-huge")
+    with pytest.raises(RecipeError, match="none there"):
+        load_recipe(tmp_path / "absent.yaml")
+    for text, word in (
+        ("a: [", "YAML"),
+        ("- 1", "mapping"),
+        (yaml.safe_dump({**fields(), "extra": 1}), "extra"),
+    ):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=word):
+            load_recipe(tmp_path / "r.yaml")
