@@ -39,7 +39,7 @@ def fields(**train: Any) -> dict[str, Any]:
     return {
         "name": "test",
         "data": {"kind": "ptb"},
-        "model": {"embedding": 12, "hidden": 16, "layers": 2, "dropout": 0.1},
+        "model": {"embedding": 12, "hidden": 16, "layers": 2, "dropout": 0.1, "init_radius": 0.5},
         "doping": {
             "compression": 4,
             "anneal": {"start": 0.1, "end": 0.5, "frequency": 3},

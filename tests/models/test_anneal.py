@@ -98,7 +98,7 @@ def test_the_masks_stay_after_the_end() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"start": 5, "end": 4}, {"start": -1, "end": 4}, {"start": 0, "end": 4, "frequency": 0}]
 )
-def test_impossible_schedules(arguments: dict[str, int]) -> None:
+def test_impossible_schedules(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="start"):
         Annealing(dope(nn.Linear(30, 40), compression=5), **arguments)
 

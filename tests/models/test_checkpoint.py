@@ -17,12 +17,11 @@ from tvm_doping.errors import CheckpointError
 CONFIG: dict[str, Any] = {"task": "none", "model": {}, "metrics": {"test_perplexity": float("inf")}}
 
 
-def doped(seed: int, m: int = 12, n: int = 10, density: float = 0.2) -> structures.Structure:
+def doped(seed: int, m: int = 12, n: int = 10, density: float = 0.2) -> structures.Doped:
     random = np.random.default_rng(seed)
     S = random.standard_normal((m, n)) * (random.random((m, n)) < density)
-    return structures.Doped(
-        structures.Kronecker(random.standard_normal((3, 2)), random.standard_normal((m // 3, n // 2))), S
-    )
+    B, C = (random.standard_normal(shape, np.float32) for shape in ((3, 2), (m // 3, n // 2)))
+    return structures.Doped(structures.Kronecker(B, C), S)
 
 
 @given(seed=st.integers(0, 2**16), density=st.sampled_from([0.0, 0.05, 1.0]))
@@ -36,6 +35,7 @@ def test_save_and_load(tmp_path_factory: pytest.TempPathFactory, seed: int, dens
     assert set(found.tensors) == {"bias"} and set(found.structures) == {"lstm.w", "out.weight"}
     for name, want in (("lstm.w", one), ("out.weight", zero)):
         got = found.structures[name]
+        assert isinstance(got, structures.Doped)
         np.testing.assert_array_equal(got.to_dense(), want.to_dense())
         assert got.parameters == want.parameters and got.base.kind == want.base.kind
     total = found.config["compression"]

@@ -14,7 +14,7 @@ from tvm_doping.models.doping import original
 def test_rows_of_each_part_are_dropped_on_their_own() -> None:
     model = dope(nn.Linear(40, 60), compression=3)
     ((_, module, name, weight),) = doped_weights(model)
-    kron, S = torch.kron(weight.B, weight.C).detach(), (original(module, name) * weight.mask).detach()
+    kron, S = weight.structured().detach(), (original(module, name) * weight.mask).detach()
     set_cmr(model, 0.5, 0.25)
     seen = set()
     for _ in range(20):

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from tvm_doping.errors import InvalidInput, UnsupportedModel
 from tvm_doping.models import LanguageModel, dope, doped_weights, extract, put, undope
 from tvm_doping.models.doping import original
+from tvm_doping.models.parametrizations import KroneckerWeight
 from tvm_doping.sparsity import PATTERNS
 
 STRUCTURES = ("kronecker", "low_rank", "hybrid", "zero")
@@ -104,7 +105,8 @@ def test_extract_equals_the_weight_and_put_restores_it(structure: Any) -> None:
     doped = extract(model)
     assert set(doped) == {"0.weight", "2.weight"}
     for name, structured in doped.items():
-        got = model.get_submodule(name.partition(".")[0]).weight.detach().numpy()
+        layer: Any = model.get_submodule(name.partition(".")[0])
+        got = layer.weight.detach().numpy()
         np.testing.assert_allclose(structured.to_dense(), got, rtol=1e-6, atol=1e-7)
     put(fresh, doped)
     x = torch.randn(5, 30)
@@ -123,7 +125,7 @@ def test_undope_leaves_a_stock_module_with_the_same_outputs(form: str) -> None:
     assert sorted(model.state_dict()) == sorted(lstm(**LSTMS[form]).state_dict())
     for got, wanted in zip(flat(model(x)), want, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
-    sum(part.sum() for part in flat(model(x))).backward()
+    torch.stack([part.sum() for part in flat(model(x))]).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -131,6 +133,7 @@ def test_gradients_reach_the_factors_and_only_open_entries() -> None:
     model = dope(lstm(), compression=5)
     model(torch.randn(7, 3, 24))[0].square().sum().backward()
     for _, module, name, weight in doped_weights(model):
+        assert isinstance(weight, KroneckerWeight)
         assert weight.B.grad is not None and weight.B.grad.abs().sum() > 0
         gradient = original(module, name).grad
         assert gradient is not None
@@ -190,7 +193,7 @@ def test_nearest_keeps_what_it_can() -> None:
 
 def test_assigning_to_a_doped_weight_keeps_the_factors() -> None:
     model = dope(nn.Linear(24, 40), compression=3)
-    (weight,) = (row[3] for row in doped_weights(model))
+    weight: Any = next(doped_weights(model))[3]
     before, W = weight.B.detach().clone(), torch.randn(40, 24)
     model.weight = W
     torch.testing.assert_close(weight.B.detach(), before, rtol=0, atol=0)
@@ -201,7 +204,8 @@ def test_structure_alone() -> None:
     model = dope(nn.LSTM(64, 48), structure="low_rank", compression=4, sparse=False)
     for doped in extract(model).values():
         assert doped.S.nnz == 0 and doped.parameters <= doped.shape[0] * doped.shape[1] / 4
-    spread = [float(W.std()) for W in (model.weight_ih_l0.detach(), nn.LSTM(64, 48).weight_ih_l0.detach())]
+    modules: list[Any] = [model, nn.LSTM(64, 48)]
+    spread = [float(module.weight_ih_l0.detach().std()) for module in modules]
     assert spread[0] == pytest.approx(spread[1], rel=0.5)
 
 

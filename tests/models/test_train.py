@@ -37,13 +37,13 @@ def run(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_and_tests_the_best(run: Path, texts: Path) -> None:
     metrics = checkpoint.read_config(run)["metrics"]
     epochs = [row["valid_perplexity"] for row in read_metrics(run) if row["event"] == "epoch"]
-    assert len(epochs) == 3 == metrics["epochs_done"] and epochs[-1] < epochs[0] < 25
+    assert len(epochs) == 3 == metrics["epochs_done"] and epochs[-1] < 12 < epochs[0] < 25
     assert metrics["finished"] and metrics["annealed"]
     corpus, model = ptb(texts), load_model(run)
     data = lm.columns(corpus.test, 1, "test")
     assert lm.perplexity(model, data, steps=7) == pytest.approx(metrics["test_perplexity"], rel=1e-4)
     logits, _ = model(data[:-1])
-    direct = math.exp(float(functional.cross_entropy(logits.flatten(0, 1), data[1:].flatten())))
+    direct = math.exp(float(functional.cross_entropy(logits.flatten(0, 1), data[1:].flatten()).detach()))
     assert direct == pytest.approx(metrics["test_perplexity"], rel=1e-4)
 
 
@@ -186,19 +186,17 @@ def test_a_diverging_run_stops_and_keeps_the_last_sound_state(texts: Path, tmp_p
 
 def test_early_stopping(texts: Path, tmp_path: Path) -> None:
     metrics = train(
-        Recipe.model_validate(fields(epochs=30, lr=1e-9, patience=2, hold=30)),
+        Recipe.model_validate(fields(epochs=9, lr=1e-9, patience=2, hold=9)),
         texts,
         tmp_path,
         progress=False,
     )
-    assert metrics["epochs_done"] < 30
+    assert 5 <= metrics["epochs_done"] < 9  # not before S is thinned
 
 
 def test_bfloat16(texts: Path, tmp_path: Path) -> None:
-    metrics = train(
-        Recipe.model_validate(fields(precision="bf16", epochs=4)), texts, tmp_path, progress=False
-    )
-    assert metrics["test_perplexity"] < 20
+    metrics = train(Recipe.model_validate(fields(precision="bf16")), texts, tmp_path, progress=False)
+    assert metrics["test_perplexity"] < 12  # a guess would give 21
     assert checkpoint.load(tmp_path).tensors["output.weight"].dtype == "float32"
 
 
@@ -276,4 +274,4 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     loss, _ = lm.segment_loss(model, tokens[:-1], tokens[1:], None)
     logits, _ = model(tokens[:-1])
     mean = functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten())
-    assert float(loss) == pytest.approx(12 * float(mean), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(12 * float(mean.detach()), rel=1e-5)
