@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _demo(console: Console, out: Path, recipe: str, seconds: float) -> None:
-    import tvm_doping
+    from tvm_doping.build import compile
     from tvm_doping.models.train import train
     from tvm_doping.targets import resolve
 
@@ -55,14 +56,13 @@ def _demo(console: Console, out: Path, recipe: str, seconds: float) -> None:
     dense, run = out / "run-dense", out / "run"
     train(f"{recipe}-dense", out=dense, resume=False)
     metrics = train(recipe, out=run, resume=False, dense=dense)
-    console.print(
-        f"Test perplexity: dense {metrics['dense_test_perplexity']:.1f}, doped {metrics['test_perplexity']:.1f}"
-    )
+    perplexity, rival = metrics["test_perplexity"], metrics["dense_test_perplexity"]
+    console.print(f"Test perplexity: dense {rival:.1f}, doped {perplexity:.1f}")
 
     console.rule("2. Compile")
     console.print(f"Detected target: {target.name} ({target.lanes} fp32 lanes, {target.cores} cores)")
     begun = time.perf_counter()
-    bundle = tvm_doping.compile(run, target=target)
+    bundle = compile(run, target=target)
     folder = out / "bundle"
     bundle.save(folder)
     console.print(f"Compiled in {time.perf_counter() - begun:.1f} s -> {folder}")
@@ -78,13 +78,11 @@ def _demo(console: Console, out: Path, recipe: str, seconds: float) -> None:
             "Report this as a bug.",
         )
     console.print(
-        f"Outputs and states over {_STEPS} steps: largest difference {error:.1e} (allowed {_ALLOWED:.0e})"
+        f"Outputs and states over {_STEPS} steps: difference at most {error:.1e} ({_ALLOWED:.0e} allowed)"
     )
 
     console.rule("4. Time, against dense runtimes with the same weights")
-    results = bench.run(
-        run, bundle=folder, seconds=seconds, echo=lambda line: console.print(line, style="dim")
-    )
+    results = bench.run(run, bundle=folder, seconds=seconds, echo=partial(console.print, style="dim"))
     paths = bench.write(results, out)
     console.print(bench.table(results))
     console.rule("Done")
@@ -105,12 +103,12 @@ def largest_error(run: Path, bundle: Path) -> float:
     """
     import torch
 
-    import tvm_doping
     from tvm_doping.bench.subject import subject_of
     from tvm_doping.models import load_model
+    from tvm_doping.runtime import load
 
     model = load_model(run)
-    session = tvm_doping.load(bundle)
+    session = load(bundle)
     (tokens,) = subject_of(model)[0].inputs(_STEPS, 1, 1, seed=0)
     half = _STEPS // 2
     stepped = np.stack([_first(session.step(tokens[t])) for t in range(half)])
