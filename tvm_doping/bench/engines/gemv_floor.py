@@ -54,7 +54,7 @@ class GemvFloor:
 
 
 def _product(w: np.ndarray, columns: int) -> Callable[[], object]:
-    """w times a matrix of so many columns (a vector for one), by NumPy or by torch, whichever is faster here."""
+    """w times a matrix of so many columns (a vector for one), by NumPy or torch, whichever is faster here."""
     shape = (columns,) if columns > 1 else ()
     operand = np.ones((w.shape[1], *shape), "float32")
     out = np.empty((w.shape[0], *shape), "float32")
