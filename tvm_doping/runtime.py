@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,7 @@ class Session:
     def _call(self, tensors: list[Any], state: list[Any]) -> list[Any]:
         try:
             results = self._main(*tensors, *state, self._weights)
-            return [item(results, i) for i in range(self._count + len(state))]
+            return list(map(item, repeat(results), range(self._count + len(state))))
         except Exception as error:
             raise SessionError(
                 f"bundle {self._manifest.name!r}",
@@ -238,7 +239,7 @@ class Session:
     def _advance(self, tensors: list[Any]) -> list[np.ndarray]:
         """Call the model, keep the new state, return the outputs."""
         results = self._call(tensors, self._state)
-        outputs = [as_numpy(tensor) for tensor in results[: self._count]]
+        outputs = list(map(as_numpy, results[: self._count]))
         state = results[self._count :]
         if self._aliased is None:
             self._aliased = _share_memory(outputs, state, [*tensors, *self._weights])

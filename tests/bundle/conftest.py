@@ -41,7 +41,7 @@ def executable(outputs=None) -> bytes:
 
 
 def compiled(inputs, weights, body) -> bytes:
-    """lib.so of a `main`: inputs name -> (shape, dtype), shapes of weights, `body(emit, *inputs, weights)`."""
+    """lib.so of a `main`: name -> (shape, dtype), weights' shapes, `body(emit, *inputs, weights)`."""
     import tvm
     from tvm import relax, tirx
 
