@@ -28,9 +28,8 @@ class Checkpoint:
     """What a run folder holds.
 
     config      the JSON: "format_version", "task", "model" (arguments that build it), "metrics", "structures"
-                (kind, shape and
-                parameters of each doped weight), "compression", "weights_sha256", and what training wrote
-                besides;
+                (kind, shape and parameters of each doped weight), "compression", "weights_sha256", and what
+                training wrote besides;
     tensors     the dense parameters and buffers, by name;
     structures  the doped weights, by parameter name: S sparse, never dense.
     """
@@ -49,8 +48,7 @@ def save(
     """Write a run folder; each file appears whole or not at all. Returns the folder.
 
     config needs the keys "task" and "model"; NaN and infinity in it become null. An array of a structure is
-    stored as
-    "<parameter>::<array>", for example "lstm.weight_hh_l0::S.values".
+    stored as "<parameter>::<array>", for example "lstm.weight_hh_l0::S.values".
     """
     out, structures = Path(folder), dict(structures or {})
     missing = [key for key in ("task", "model") if key not in config]

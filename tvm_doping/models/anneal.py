@@ -20,15 +20,13 @@ class Annealing:
         density(t) = final + (1 - final) * (1 - (t - start) / (end - start))^3    for start <= t <= end
 
     (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1). Call `step()` once after each optimiser step; every
-    `frequency` steps the
-    masks are drawn anew from the magnitudes, from `end` on they stay. Closed entries get no gradient and keep
-    their last
-    value, so that one may come back while the schedule runs. Making the object opens the masks.
+    `frequency` steps the masks are drawn anew from the magnitudes, from `end` on they stay. Closed entries
+    get no gradient and keep their last value, so that one may come back while the schedule runs. Making the
+    object opens the masks.
 
     model       a doped model (`models.dope`);
     start, end  steps; scope "matrix" gives each weight its own density, "global" ranks all entries together
-                (unstructured
-                only): the total stays the same.
+                (unstructured only): the total stays the same.
     """
 
     def __init__(

@@ -17,10 +17,9 @@ def set_cmr(model: nn.Module, structured: float, sparse: float | None = None) ->
     weight.
 
     In training, W = b1 * structured + b2 * (S * mask) with b1, b2 (m, 1) independent Bernoulli masks scaled
-    by 1/(1 - rate),
-    drawn anew each time the weight is computed; in evaluation nothing is dropped. `sparse` None means the
-    same rate.
-    Source: Thakker et al. 2021, section 3.2. Raises InvalidInput unless the rates lie in [0, 1).
+    by 1/(1 - rate), drawn anew each time the weight is computed; in evaluation nothing is dropped. `sparse`
+    None means the same rate. Source: Thakker et al. 2021, section 3.2. Raises InvalidInput unless the rates
+    lie in [0, 1).
     """
     sparse = structured if sparse is None else sparse
     for rate in (structured, sparse):

@@ -43,12 +43,10 @@ def dope(
     compression       m*n / (parameters of the factors + nonzeros of S), for every weight by itself;
     pattern           where S may have entries: a key of `sparsity.PATTERNS`;
     modules           globs over the paths of modules ("encoder.*") or weights ("lstm.weight_hh_*"); None:
-                      every `nn.LSTM`
-                      and `nn.Linear`;
+                      every `nn.LSTM` and `nn.Linear`;
     cmr               co-matrix dropout: the rate for both parts (see `models.cmr.set_cmr`);
     init              "random": S starts as the weight was and the factors as noise; "nearest": the factors
-                      approximate the
-                      weight, S is what they leave;
+                      approximate the weight, S is what they leave;
     structured_scale  with "random": standard deviation of the structured part, as a share of the weight's
                       own;
     factors           B's shape (m1, n1) for "kronecker", (k, r) for "hybrid"; None chooses;
@@ -58,8 +56,8 @@ def dope(
 
     The masks start at their final density with the largest entries of S, so the compression holds at once; an
     `Annealing` opens them first and closes them while training. Raises InvalidInput for an impossible
-    compression, factors
-    that do not divide a weight, unknown names, and weights that are doped or shared already.
+    compression, factors that do not divide a weight, unknown names, and weights that are doped or shared
+    already.
     """
     _check(structure, compression, pattern, cmr, structured_scale, init)
     random = np.random.default_rng(seed)
@@ -170,8 +168,7 @@ def _check(structure: str, compression: float, pattern: str, cmr: float, scale: 
 
 
 def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple[str, nn.Module, str]]:
-    """(parameter name, module, name) of every weight that the globs choose; raises InvalidInput where none
-    can be doped."""
+    """(parameter name, module, name) of every weight that the globs choose; InvalidInput for a useless glob."""
     globs = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
     unused, rows = set(globs or ()), []
     for prefix, module in model.named_modules():
@@ -208,8 +205,7 @@ def _is_parametrized_linear(module: nn.Module) -> bool:
 
 
 def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> None:
-    """Raise where a weight is doped already, shared with another parameter, or of an LSTM with
-    projections."""
+    """Raise where a weight is doped already, shared with another one, or of an LSTM with projections."""
     if isinstance(module, nn.LSTM) and module.proj_size:
         raise UnsupportedModel(
             path,
@@ -237,8 +233,7 @@ def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> 
 
 
 def _register(module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) -> None:
-    """Put the parametrization on the weight; keep: S is the weight as it was, else what the structured part
-    leaves."""
+    """Put the parametrization on; keep: S is the weight as it was, else what the structured part leaves."""
     W = getattr(module, name)
     weight.to(W.device)
     before = W.detach().clone()
@@ -255,8 +250,7 @@ def _forget_weights(module: nn.Module, args: Any, output: Any) -> None:
     """Drop the computed weights that nn.LSTM keeps after a call.
 
     They belong to that call's autograd graph: kept, they hold its memory, and copy.deepcopy refuses the
-    module. nn.LSTM
-    reads the weights anew when a reference no longer answers.
+    module. nn.LSTM reads the weights anew when a reference no longer answers.
     """
     state: Any = module
     state._flat_weights = [None if W is None else W.detach() for W in state._flat_weights]

@@ -31,9 +31,8 @@ def start(
     """The structured part for W (m, n), called `path`, of a weight with `budget` parameters in all.
 
     sparse says whether S shares the budget; scale None takes the structure nearest to W, a number draws
-    normal factors for
-    which the structured part's standard deviation is `scale` times that of W. Raises InvalidInput for factors
-    that do not fit.
+    normal factors for which the structured part's standard deviation is `scale` times that of W. Raises
+    InvalidInput for factors that do not fit.
     """
     m, n = int(W.shape[0]), int(W.shape[1])
     sizes = _sizes(kind, path, (m, n), budget, sparse, factors, rank)

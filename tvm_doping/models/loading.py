@@ -67,7 +67,6 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, St
 
 
 def _is_doped(name: str, doped: set[str]) -> bool:
-    """Whether a key of the state dict belongs to a doped weight: "lstm.parametrizations.weight_hh_l0.0.mask"
-    does."""
+    """Whether a state dict's key is of a doped weight: "lstm.parametrizations.weight_hh_l0.0.mask" is."""
     before, found, after = name.partition("parametrizations.")
     return bool(found) and before + after.split(".")[0] in doped

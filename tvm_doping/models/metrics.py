@@ -12,8 +12,7 @@ FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The metrics of a run folder. Reopened after a kill it drops the lines written after step `step`, and a
-    torn last one."""
+    """The metrics of a run folder; reopened after a kill it drops a torn line, and those after step `step`."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / FILE

@@ -39,11 +39,9 @@ def train(
     progress   show a bar.
 
     Beside the checkpoint of the best validation perplexity stand `recipe.yaml` (resolved), `vocabulary.txt`,
-    `metrics.jsonl`
-    and the state to resume from, written every `train.save_steps` steps. A doped model's checkpoint counts as
-    best only once S
-    is as sparse as it is to be. Raises RecipeError, DataError, CheckpointError, and TrainingError for a loss
-    that is NaN.
+    `metrics.jsonl` and the state to resume from, written every `train.save_steps` steps. A doped model's
+    checkpoint counts as best only once S is as sparse as it is to be. Raises RecipeError, DataError,
+    CheckpointError, and TrainingError for a loss that is NaN.
     """
     plan = load_recipe(recipe, overrides)
     _keep_memory()
@@ -104,8 +102,7 @@ def _test_perplexity(folder: str | os.PathLike[str]) -> float:
 
 
 def _keep_memory() -> None:
-    """Have glibc keep freed memory: logits of 16 MB a step would come from the kernel page by page each time
-    (+30 % time)."""
+    """Have glibc keep freed memory: taking 16 MB of logits a step from the kernel costs 30 % of the time."""
     trim_threshold, mmap_threshold = -1, -3
     try:
         mallopt = ctypes.CDLL(None).mallopt

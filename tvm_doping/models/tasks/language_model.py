@@ -89,8 +89,7 @@ def segments(data: Tensor, steps: int, *, whole: bool) -> Iterator[tuple[Tensor,
 def segment_loss(
     model: nn.Module, tokens: Tensor, targets: Tensor, state: State | None
 ) -> tuple[Tensor, State]:
-    """Cross entropy summed over time and averaged over the batch, as Zaremba's learning rates expect; and the
-    state."""
+    """Cross entropy, summed over time and averaged over the batch as Zaremba's learning rates expect; the state."""
     with parametrize.cached():  # each doped weight is computed once a segment
         logits, new = model(tokens, state)
     loss = (
@@ -101,8 +100,7 @@ def segment_loss(
 
 @torch.no_grad()
 def perplexity(model: nn.Module, data: Tensor, steps: int = 100, device: torch.device | None = None) -> float:
-    """exp(mean cross entropy) over data (T, N), the state carried from start to end, in float32 and
-    evaluation mode."""
+    """exp(mean cross entropy) over data (T, N) in float32 evaluation, the state carried from start to end."""
     was_training = model.training
     model.eval()
     total, state = 0.0, None

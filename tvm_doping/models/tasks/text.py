@@ -31,8 +31,7 @@ def ptb(folder: str | Path) -> Corpus:
     """`ptb.{train,valid,test}.txt` (or `{train,valid,test}.txt`): a sentence a line, words parted by spaces.
 
     Each line ends in `<eos>`; the vocabulary is that of the training split, most frequent first, and other
-    words are
-    `<unk>`. Raises DataError for a missing folder, file or an empty split.
+    words are `<unk>`. Raises DataError for a missing folder, file or an empty split.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -62,10 +61,8 @@ def pydoc_topics(level: str = "word", least: int = 3) -> Corpus:
     """The texts of `pydoc_data.topics`: real English of about 100,000 words, and offline everywhere.
 
     The topics, in order of their names, are parted 18 : 1 : 1 in rounds of twenty into the splits. Words are
-    runs of
-    letters or digits, lower-cased, and single other signs; those seen less than `least` times are `<unk>`.
-    With level
-    "char" the tokens are characters.
+    runs of letters or digits, lower-cased, and single other signs; those seen less than `least` times are
+    `<unk>`. With level "char" the tokens are characters.
     """
     from pydoc_data.topics import topics
 
