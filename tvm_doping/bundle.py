@@ -206,8 +206,8 @@ def check_machine(manifest: Manifest) -> None:
     if made.split(".")[:2] != here.split(".")[:2]:
         raise BundleError(
             f"bundle {manifest.name!r}",
-            f"apache-tvm {'.'.join(made.split('.')[:2])}.*",
-            here or "none installed",
+            f"the runtime of TVM {made or '(its manifest does not say which)'}",
+            f"apache-tvm {here}" if here else "no apache-tvm",
             "Install that release, or compile the model with this one.",
         )
 

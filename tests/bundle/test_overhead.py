@@ -1,4 +1,4 @@
-"""What a bundle costs beside its kernels. Bounds are several times a quiet machine's figures (in brackets)."""
+"""What a bundle costs beside its kernels. Bounds are ample; a quiet machine's figures are in brackets."""
 
 from __future__ import annotations
 
