@@ -168,7 +168,7 @@ def _check(structure: str, compression: float, pattern: str, cmr: float, scale: 
 
 
 def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple[str, nn.Module, str]]:
-    """(parameter name, module, name) of every weight that the globs choose; InvalidInput for a useless glob."""
+    """(parameter name, module, name) of every weight that the globs choose; no glob may be useless."""
     globs = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
     unused, rows = set(globs or ()), []
     for prefix, module in model.named_modules():

@@ -12,7 +12,7 @@ FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The metrics of a run folder; reopened after a kill it drops a torn line, and those after step `step`."""
+    """The metrics of a run folder; reopened after a kill, it drops a torn line and those after `step`."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = folder / FILE
