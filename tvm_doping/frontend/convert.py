@@ -46,6 +46,7 @@ def convert(program: ExportedProgram) -> tuple[tvm.IRModule, dict[int, str]]:
         "lstm.default": lambda node, _: _layer(node, importer),
         "lstm.input": lambda node, _: _stack(node, names[node], importer),
         "select.int": lambda node, _: _select(node, importer),
+        "embedding.default": lambda node, _: _embedding(node, importer),
     }
     try:
         with quiet():
@@ -136,6 +137,12 @@ def _select(node: Node, importer: Any) -> Any:
     x, axis, index = importer.retrieve_args(node)
     # TVM's importer takes x[-1] in mode "fast", which reads the memory before x.
     return importer.block_builder.emit(relax.op.take(x, relax.const(index, "int64"), axis=axis, mode="wrap"))
+
+
+def _embedding(node: Node, importer: Any) -> Any:
+    table, indices = importer.retrieve_args(node)[:2]
+    # TVM's importer looks up in mode "fast", where an index beyond the table is a segmentation fault.
+    return importer.block_builder.emit(relax.op.take(table, indices, axis=0, mode="clip"))
 
 
 def _check(node: Node, importer: ExportedProgramImporter) -> None:

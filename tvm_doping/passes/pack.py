@@ -1,0 +1,120 @@
+"""Pack: weights take the form in which the chosen kernel reads them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from tvm_doping._tvm import (
+    StringImm,
+    array_of,
+    constant,
+    definitions,
+    dps_call,
+    out_types,
+    rebuild,
+    relax,
+    replace_main,
+    text_of,
+)
+from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
+from tvm_doping.passes.choose import weight
+from tvm_doping.passes.context import Context
+from tvm_doping.structures import Doped, Structure
+
+_PLANNED = {"doping.lstm": 10, "doping.linear": 5}
+
+
+class Pack:
+    """A layer with a plan -> doping.lstm_packed(layer, x, h0, c0, *arrays) or doping.linear_packed(layer, x, *arrays).
+
+    layer is JSON: "plan", "arrays" (names) and "report" (what the bundle's manifest says of the layer).
+    """
+
+    def __init__(self, context: Context) -> None:
+        pass
+
+    def __call__(self, mod: Any) -> Any:
+        values = definitions(mod["main"])
+
+        def visit(var: Any, value: Any) -> list[Any] | None:
+            call = dps_call(value)
+            if call is None or len(call[1]) != _PLANNED.get(call[0]):
+                return None
+            operator, args = call
+            layer, arrays = (_lstm if operator == "doping.lstm" else _linear)(args, values)
+            inputs = args[:3] if operator == "doping.lstm" else args[:1]
+            described = StringImm(json.dumps(layer))
+            constants = [constant(array) for array in arrays.values()]
+            return [
+                relax.call_dps_packed(
+                    f"{operator}_packed", [described, *inputs, *constants], out_ty=out_types(value)
+                )
+            ]
+
+        new = replace_main(mod, rebuild(mod["main"], visit))
+        return relax.transform.DeadCodeElimination(["main"])(new)
+
+
+def _lstm(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    plan = LstmPlan.from_json(text_of(args[9]))
+    w_ih, w_hh = (weight(args[i], values) for i in (3, 4))
+    b_ih, b_hh = (_array(args[i]) for i in (5, 6))
+    arrays = lstm.pack(plan, w_ih, w_hh, b_ih + b_hh)
+    bias = b_ih.size + b_hh.size if b_ih.any() or b_hh.any() else 0
+    formats = [plan.input.sparse, plan.recurrent.sparse]
+    return _layer(text_of(args[8]), "lstm", plan, [w_ih, w_hh], arrays, bias, formats)
+
+
+def _linear(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    plan = LinearPlan.from_json(text_of(args[4]))
+    w, b = weight(args[1], values), _array(args[2])
+    arrays = linear.pack(plan, w, b)
+    return _layer(text_of(args[3]), "linear", plan, [w], arrays, b.size if b.any() else 0, [plan.product.sparse])
+
+
+def _layer(
+    name: str,
+    operation: str,
+    plan: LstmPlan | LinearPlan,
+    weights: list[Structure],
+    arrays: dict[str, np.ndarray],
+    bias: int,
+    formats: list[str | None],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    dense = sum(m * n for m, n in (w.shape for w in weights))
+    report = {
+        "name": name,
+        "op": operation,
+        "structure": "; ".join(describe(w) for w in weights),
+        "shape": [size for w in weights for size in w.shape],
+        "kernel": operation,
+        "format": ", ".join(dict.fromkeys(f or "none" for f in formats)),
+        "reason": plan.reason,
+        "rejected": list(plan.rejected),
+        "parameters": sum(w.parameters for w in weights) + bias,
+        "dense_parameters": dense + bias,
+        "bytes": sum(array.nbytes for array in arrays.values()),
+        "dense_bytes": 4 * (dense + bias),
+        "plan": json.loads(plan.to_json()),
+    }
+    return {"plan": report["plan"], "arrays": list(arrays), "report": report}, arrays
+
+
+def describe(weight: Structure) -> str:
+    """A structure in words: "kronecker 20x130 (x) 130x10 + S of 84500 (2.5 %)"."""
+    base = weight.base if isinstance(weight, Doped) else weight
+    shapes = [f"{a.shape[0]}x{a.shape[1]}" for a in base.arrays().values() if a.ndim == 2]
+    text = f"{base.kind} {' (x) '.join(shapes) if base.kind == 'kronecker' else ', '.join(shapes)}".strip()
+    if isinstance(weight, Doped):
+        S = f"S of {weight.S.nnz} ({100 * weight.density:.2g} %)"
+        return S if base.kind == "zero" else f"{text} + {S}"
+    return text
+
+
+def _array(expr: Any) -> np.ndarray:
+    array = array_of(expr)
+    assert array is not None, "RecoverStructure makes biases constants"
+    return array

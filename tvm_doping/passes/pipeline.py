@@ -1,0 +1,51 @@
+"""The passes of a compilation, in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tvm_doping.passes.choose import Choose
+from tvm_doping.passes.context import Context, Pass
+from tvm_doping.passes.fuse import Fuse
+from tvm_doping.passes.lift_weights import LiftWeights
+from tvm_doping.passes.lower import Lower
+from tvm_doping.passes.match_linear import MatchLinear
+from tvm_doping.passes.pack import Pack
+from tvm_doping.passes.recover_structure import RecoverStructure
+
+
+def pipeline(context: Context) -> list[Pass]:
+    """From an imported model to loops."""
+    return [
+        MatchLinear(context),  # x W^T + b -> doping.linear
+        RecoverStructure(context),  # weights -> doping.weight: B (x) C + S, ...
+        Choose(context),  # a plan for every layer
+        Pack(context),  # weights -> the plan's arrays
+        Fuse(context),  # a layer -> one kernel
+        LiftWeights(context),  # constants -> the parameter `weights`
+        Lower(context),  # the rest -> TVM's own loops
+    ]
+
+
+def run_passes(mod: Any, passes: Sequence[Pass], dump: str | os.PathLike[str] | None = None) -> Any:
+    """The module after all passes; dump: a folder for the IR, one NN_name.py before the first and after each."""
+    _write(dump, 0, "Import", mod)
+    for number, run in enumerate(passes, 1):
+        mod = run(mod)
+        _write(dump, number, type(run).__name__, mod)
+    return mod
+
+
+def _write(dump: str | os.PathLike[str] | None, number: int, name: str, mod: Any) -> None:
+    if dump is None:
+        return
+    folder = Path(dump)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{number:02d}_{name}.py"
+    partial = path.with_suffix(".partial")
+    # constants stay out of the text: a layer of 2600x650 would be 30 MB of JSON
+    partial.write_text(mod.script(show_meta=False), encoding="utf-8")
+    os.replace(partial, path)
