@@ -89,7 +89,7 @@ def segments(data: Tensor, steps: int, *, whole: bool) -> Iterator[tuple[Tensor,
 def segment_loss(
     model: nn.Module, tokens: Tensor, targets: Tensor, state: State | None
 ) -> tuple[Tensor, State]:
-    """(cross entropy summed over time and averaged over the batch, as Zaremba's learning rates expect; state)"""
+    """(cross entropy, summed over time and averaged over the batch as Zaremba's learning rates ask; state)"""
     with parametrize.cached():  # each doped weight is computed once a segment
         logits, new = model(tokens, state)
     loss = (
