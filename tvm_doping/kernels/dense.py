@@ -50,26 +50,26 @@ def to_dense(part: Part, arrays: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([rows("D", k), rows("U", m - k) @ rows("V", rank)])
 
 
-def emit(part: Part, scope: Scope, prefix: str) -> None:
-    """Emit y += W z[offset:] for a part of kind dense, low_rank or hybrid."""
+def emit(part: Part, scope: Scope) -> None:
+    """Emit y += W z for a part of kind dense, low_rank or hybrid."""
     m, n = part.shape
     if part.kind == "dense":
-        _product(scope, scope.arrays[prefix + "W"], n, part.offset, 0)
+        _product(scope, scope.arrays["W"], n, 0)
         return
     k, rank = (0, part.dims[0]) if part.kind == "low_rank" else part.dims
     if k:
-        _product(scope, scope.arrays[prefix + "D"], n, part.offset, 0)
+        _product(scope, scope.arrays["D"], n, 0)
     size = (rank + SLACK) * scope.width
     inner = T.alloc_buffer((size,), "float32")
     with T.serial(0, size // scope.lanes) as i:
         store(inner, i * scope.lanes, splat(0.0, scope.lanes), scope.lanes)
     common = {"arrays": scope.arrays, "config": scope.config, "width": scope.width}
-    _product(Scope(z=scope.z, y=inner, **common), scope.arrays[prefix + "V"], n, part.offset, 0)
-    _product(Scope(z=inner, y=scope.y, **common), scope.arrays[prefix + "U"], rank, 0, k)
+    _product(Scope(z=scope.z, y=inner, **common), scope.arrays["V"], n, 0)
+    _product(Scope(z=inner, y=scope.y, **common), scope.arrays["U"], rank, k)
 
 
-def _product(scope: Scope, w: Buffer, n: int, offset: int, row: int) -> None:
-    """y[row:] += W z[offset : offset + n]."""
+def _product(scope: Scope, w: Buffer, n: int, row: int) -> None:
+    """y[row:] += W z[:n]."""
     count, lanes = int(w.shape[0]), scope.lanes
     if scope.width > 1:
         with T.serial(0, count) as g:
@@ -77,7 +77,7 @@ def _product(scope: Scope, w: Buffer, n: int, offset: int, row: int) -> None:
                 Product2(
                     m=lanes, k=n, nv=scope.vectors,
                     a=lambda i, k: w[g, k, i],
-                    x=lambda k, j: scope.input(offset + k, j),
+                    x=lambda k, j: scope.input(k, j),
                     out=lambda i, j, value: scope.accumulate(row + g * lanes + i, value, j),
                 ),
                 scope.config,
@@ -89,7 +89,7 @@ def _product(scope: Scope, w: Buffer, n: int, offset: int, row: int) -> None:
         acc = Registers(size * unroll, lanes)
 
         def column(k: Any, u: int) -> None:
-            x = T.bind(splat(scope.z[offset + k], lanes))
+            x = T.bind(splat(scope.z[k], lanes))
             for p in range(size):
                 vector = w[first + p, k, T.Ramp(0, 1, lanes)] if lanes > 1 else w[first + p, k, 0]
                 acc.fma(p * unroll + u, vector, x)

@@ -32,9 +32,9 @@ def to_dense(part: Part, arrays: dict[str, np.ndarray]) -> np.ndarray:
     return np.kron(arrays["B"], arrays["Ct"][:, : part.dims[2]].T)
 
 
-def emit(part: Part, scope: Scope, prefix: str) -> None:
-    """Emit y += (B (x) C) z[offset:], B and C named with `prefix`."""
-    b, ct = scope.arrays[prefix + "B"], scope.arrays[prefix + "Ct"]
+def emit(part: Part, scope: Scope) -> None:
+    """Emit y += (B (x) C) z."""
+    b, ct = scope.arrays["B"], scope.arrays["Ct"]
     (_stream if scope.width == 1 else _tile)(part, scope, b, ct)
 
 
@@ -48,7 +48,7 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
             Product2(
                 m=m1, k=n1, nv=n2v,
                 a=lambda i, p: b[i, p],
-                x=lambda p, j: scope.input(part.offset + p * n2 + j * lanes),
+                x=lambda p, j: scope.input(p * n2 + j * lanes),
                 out=lambda i, j, value: store(t, (i * n2v + j) * lanes, value, lanes),
             ),
             config,
@@ -67,7 +67,7 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
         matmul(
             Product2(
                 m=n1, k=n2, nv=m2v,
-                a=lambda p, q: scope.z[part.offset + p * n2 + q],
+                a=lambda p, q: scope.z[p * n2 + q],
                 x=lambda q, j: load(ct, j * lanes, lanes, row=q),
                 out=lambda p, j, value: store(u, (p * m2v + j) * lanes, value, lanes),
             ),
@@ -93,7 +93,7 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
             Product2(
                 m=m1, k=n1, nv=n2 * wv,
                 a=lambda i, p: b[i, p],
-                x=lambda p, j: scope.input(part.offset + p * n2, j),
+                x=lambda p, j: scope.input(p * n2, j),
                 out=lambda i, j, value: store(t, i * (n2 * w) + j * lanes, value, lanes),
             ),
             config,
@@ -115,7 +115,7 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
                 Product2(
                     m=m2, k=n2, nv=wv,
                     a=lambda r, q: ct[q, r],
-                    x=lambda q, j: scope.input(part.offset + p * n2 + q, j),
+                    x=lambda q, j: scope.input(p * n2 + q, j),
                     out=lambda r, j, value: store(u, (p * m2 + r) * w + j * lanes, value, lanes),
                 ),
                 config,

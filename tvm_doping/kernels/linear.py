@@ -11,12 +11,12 @@ from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import LinearPlan
 from tvm_doping.kernels.scope import SLACK, Scope
-from tvm_doping.kernels.streams import Streams, for_each
+from tvm_doping.kernels.streams import Streams, for_each, row
 
 
 def pack(plan: LinearPlan, w: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
     """The layer's arrays, in the order in which the function takes them. bias (O,)."""
-    return {"bias": np.ascontiguousarray(bias, "float32"), **product.pack(plan.product, [w], plan.config)}
+    return {"bias": np.ascontiguousarray(bias, "float32"), **product.pack(plan.product, w, plan.config)}
 
 
 def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -28,7 +28,7 @@ def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) ->
 def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
     """The function (x, *arrays, y) of the layer."""
     with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
+        with T.prim_func():
             T.func_name(name)
             T.func_attr({"tirx.noalias": True, "doping.kernel": "linear", "doping.format": plan.product.sparse or "none"})
             rows = tirx.Var("rows", "int64")
@@ -40,10 +40,10 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
                 inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
                 outer = T.alloc_buffer(((plan.outputs + SLACK) * streams.width,), "float32")
                 scope = Scope(z=inner, y=outer, arrays=packed, config=plan.config, width=streams.width)
-                streams.gather(x, inner, 0, plan.inputs)
-                product.set_bias(plan.product, scope)
+                streams.gather(row(x)[0], inner, plan.inputs)
+                product.set_bias(packed["bias"], plan.outputs, scope)
                 product.emit(plan.product, scope)
-                streams.scatter(outer, 0, y, plan.outputs)
+                streams.scatter(outer, row(y)[1], plan.outputs)
 
-            for_each(rows, plan.config, run)
+            for_each(rows, plan.config.lanes, plan.config.tile, plan.config.tile_from, run)
     return builder.get()

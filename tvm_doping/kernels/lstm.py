@@ -1,10 +1,12 @@
 """One LSTM layer in one direction as one function, the time loop inside.
 
-    z_t = [x_t; h_(t-1)]        a = b_ih + b_hh + [W_ih W_hh] z_t        i, f, g, o = the quarters of a
-    c_t = sigmoid(f) c_(t-1) + sigmoid(i) tanh(g)        h_t = sigmoid(o) tanh(c_t)
+    a_t = b_ih + b_hh + W_ih x_t + W_hh h_(t-1)        i, f, g, o = the quarters of a_t
+    c_t = sigmoid(f) c_(t-1) + sigmoid(i) tanh(g)      h_t = sigmoid(o) tanh(c_t)
 
-(Hochreiter and Schmidhuber 1997, with PyTorch's order of gates.) fp32; T and N are symbolic. A plan with a tile runs `tile` streams
-of the batch side by side, one a lane, through all T steps; streams that fill no tile are run one by one.
+(Hochreiter and Schmidhuber 1997, with PyTorch's order of gates.) fp32; T and N are symbolic.
+
+Streams of a batch run side by side, one a lane (Config.tile), or one by one. Of a stream that runs alone, the input projection of
+many steps runs as a tile, one step a lane (Config.steps): it does not wait for h, and each nonzero then serves all lanes.
 """
 
 from __future__ import annotations
@@ -17,28 +19,31 @@ import numpy as np
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels import product
 from tvm_doping.kernels.activations import sigmoid, tanh
-from tvm_doping.kernels.emit import Buffer, Expr, load, store
+from tvm_doping.kernels.emit import Buffer, Expr, copy, load, store
 from tvm_doping.kernels.plan import LstmPlan
 from tvm_doping.kernels.scope import SLACK, Scope
-from tvm_doping.kernels.streams import Streams, for_each
+from tvm_doping.kernels.streams import Streams, for_each, row
 
 
 def pack(plan: LstmPlan, w_ih: Any, w_hh: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
     """The layer's arrays, in the order in which the function takes them. bias (4H,) is b_ih + b_hh."""
-    return {"bias": np.ascontiguousarray(bias, "float32"), **product.pack(plan.product, [w_ih, w_hh], plan.config)}
+    return {
+        "bias": np.ascontiguousarray(bias, "float32"),
+        **product.pack(plan.input, w_ih, plan.config, "ih."),
+        **product.pack(plan.recurrent, w_hh, plan.config, "hh."),
+    }
 
 
 def reference(
     plan: LstmPlan, arrays: dict[str, np.ndarray], x: np.ndarray, h0: np.ndarray, c0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The layer in NumPy on packed arrays: x (T, N, I), h0 and c0 (N, H) to y (T, N, H), h (N, H), c (N, H)."""
-    w = product.to_dense(plan.product, arrays)
-    w_ih, w_hh = (w[:, p.offset : p.offset + p.shape[1]] for p in plan.product.parts)
+    w_ih = product.to_dense(plan.input, product.select(arrays, "ih."))
+    w_hh = product.to_dense(plan.recurrent, product.select(arrays, "hh."))
     h, c = h0.astype("float32"), c0.astype("float32")
     y = np.empty((*x.shape[:2], plan.hidden), "float32")
     for t in reversed(range(len(x))) if plan.reverse else range(len(x)):
-        a = x[t] @ w_ih.T + h @ w_hh.T + arrays["bias"]
-        i, f, g, o = np.split(a, 4, axis=1)
+        i, f, g, o = np.split(x[t] @ w_ih.T + h @ w_hh.T + arrays["bias"], 4, axis=1)
         c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
         h = _sigmoid(o) * np.tanh(c)
         y[t] = h
@@ -47,58 +52,104 @@ def reference(
 
 def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lstm") -> tvm.tirx.PrimFunc:
     """The function (x, h0, c0, *arrays, y, h, c) of the layer."""
+    formats = f"{plan.input.sparse or 'none'},{plan.recurrent.sparse or 'none'}"
     with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
+        with T.prim_func():
             T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": plan.product.sparse or "none"})
+            T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": formats})
             steps, batch = tirx.Var("steps", "int64"), tirx.Var("batch", "int64")
             shapes = {"x": (steps, batch, plan.inputs), "h0": (batch, plan.hidden), "c0": (batch, plan.hidden)}
-            buffers = {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in shapes.items()}
+            io = {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in shapes.items()}
             packed = product.parameters(arrays)
             outputs = {"y": (steps, batch, plan.hidden), "h": (batch, plan.hidden), "c": (batch, plan.hidden)}
-            buffers |= {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in outputs.items()}
-            for_each(batch, plan.config, _Layer(plan, buffers, packed, steps).run)
+            io |= {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in outputs.items()}
+            layer = _Layer(plan, io, packed, steps)
+            for_each(batch, plan.config.lanes, plan.config.tile, plan.config.tile_from, layer.run)
     return builder.get()
 
 
 class _Layer:
+    """The emitter: one buffer each for x_t, h, c, and the gates, in the layout of the streams that run together."""
+
     def __init__(self, plan: LstmPlan, io: dict[str, Buffer], packed: dict[str, Buffer], steps: Expr) -> None:
         self.plan, self.io, self.packed, self.steps = plan, io, packed, steps
-        self.lanes = plan.config.lanes
-        self.h_at = plan.product.parts[1].offset
+        self.ih, self.hh = product.select(packed, "ih."), product.select(packed, "hh.")
 
     def run(self, streams: Streams) -> None:
         """All T steps of some streams."""
-        plan, hidden, width = self.plan, self.plan.hidden, streams.width
-        z = T.alloc_buffer(((plan.product.columns + SLACK) * width,), "float32")
-        y = T.alloc_buffer(((4 * hidden + SLACK) * width,), "float32")
-        c = T.alloc_buffer(((hidden + SLACK) * width,), "float32")
-        scope = Scope(z=z, y=y, arrays=self.packed, config=plan.config, width=width)
-        streams.gather(self.io["h0"], z, self.h_at, hidden)
-        streams.gather(self.io["c0"], c, 0, hidden)
-        with T.serial(0, self.steps) as step:
-            t = T.bind(self.steps - 1 - step) if plan.reverse else step
-            streams.gather(self.io["x"], z, 0, plan.inputs, t)
-            product.set_bias(plan.product, scope)
-            product.emit(plan.product, scope)
-            self.gates(scope, c)
-            streams.scatter(z, self.h_at, self.io["y"], hidden, t)
-        streams.scatter(z, self.h_at, self.io["h"], hidden)
-        streams.scatter(c, 0, self.io["c"], hidden)
+        hidden, width = self.plan.hidden, streams.width
+        x, h, c = (self.buffer(count, width) for count in (self.plan.inputs, hidden, hidden))
+        gates = self.buffer(4 * hidden, width)
+        streams.gather(row(self.io["h0"])[0], h, hidden)
+        streams.gather(row(self.io["c0"])[0], c, hidden)
 
-    def gates(self, scope: Scope, c: Buffer) -> None:
-        """The element-wise part; the last vector may run over into the slack of y, c and z, whose values are never read."""
-        hidden, width, lanes = self.plan.hidden, scope.width, self.lanes
+        def finish(t: Expr) -> None:
+            """From the gates' input part to h_t and c_t."""
+            product.emit(self.plan.recurrent, self.scope(h, gates, self.hh, width))
+            self.cell(gates, h, c, width)
+            streams.scatter(h, row(self.io["y"], t)[1], hidden)
+
+        def whole(step: Expr) -> None:
+            t = self.time(step)
+            streams.gather(row(self.io["x"], t)[0], x, self.plan.inputs)
+            scope = self.scope(x, gates, self.ih, width)
+            product.set_bias(self.packed["bias"], 4 * hidden, scope)
+            product.emit(self.plan.input, scope)
+            finish(t)
+
+        if width == 1 and self.plan.config.steps:
+            self.ahead(streams.first, gates, whole, finish)
+        else:
+            with T.serial(0, self.steps) as step:
+                whole(step)
+        streams.scatter(h, row(self.io["h"])[1], hidden)
+        streams.scatter(c, row(self.io["c"])[1], hidden)
+
+    def ahead(self, n: Expr, gates: Buffer, whole: Any, finish: Any) -> None:
+        """Project the inputs of many steps as a tile, then run the steps; a small remainder projects its own."""
+        config, rows = self.plan.config, 4 * self.plan.hidden
+
+        def chunk(steps: Streams) -> None:
+            if steps.width == 1:
+                whole(steps.first)
+                return
+            x, tile = self.buffer(self.plan.inputs, steps.width), self.buffer(rows, steps.width)
+            projected = T.alloc_buffer((steps.width, rows), "float32")
+            steps.gather(lambda s, i, w: row(self.io["x"], self.time(s))[0](n, i, w), x, self.plan.inputs)
+            scope = self.scope(x, tile, self.ih, steps.width)
+            product.set_bias(self.packed["bias"], rows, scope)
+            product.emit(self.plan.input, scope)
+            read, write = row(projected)
+            steps.scatter(tile, lambda s, i, v, w: write(s - steps.first, i, v, w), rows)
+            with T.serial(0, tirx.min(tirx.const(steps.width, "int64"), self.steps - steps.first)) as s:
+                copy(lambda i, w: read(s, i, w), lambda i, v, w: store(gates, i, v, w), rows, config.lanes)
+                finish(self.time(steps.first + s))
+
+        for_each(self.steps, config.lanes, config.steps, config.steps_from, chunk)
+
+    def cell(self, gates: Buffer, h: Buffer, c: Buffer, width: int) -> None:
+        """The element-wise part; the last vector may run over into the slack of its buffers, whose values are never read."""
+        hidden, lanes = self.plan.hidden, self.plan.config.lanes
 
         def gate(k: int, at: Expr) -> Expr:
-            return load(scope.y, k * hidden * width + at, lanes)
+            return load(gates, k * hidden * width + at, lanes)
 
         with T.serial(0, -(-hidden * width // lanes)) as v:
             at = v * lanes
             kept = sigmoid(gate(1, at), lanes) * load(c, at, lanes)
             cell = T.bind(kept + sigmoid(gate(0, at), lanes) * tanh(gate(2, at), lanes))
             store(c, at, cell, lanes)
-            store(scope.z, self.h_at * width + at, sigmoid(gate(3, at), lanes) * tanh(cell, lanes), lanes)
+            store(h, at, sigmoid(gate(3, at), lanes) * tanh(cell, lanes), lanes)
+
+    def time(self, step: Expr) -> Expr:
+        return self.steps - 1 - step if self.plan.reverse else step
+
+    def scope(self, z: Buffer, y: Buffer, arrays: Mapping[str, Buffer], width: int) -> Scope:
+        return Scope(z=z, y=y, arrays=arrays, config=self.plan.config, width=width)
+
+    @staticmethod
+    def buffer(rows: int, width: int) -> Buffer:
+        return T.alloc_buffer(((rows + SLACK) * width,), "float32")
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -19,56 +19,66 @@ class Config:
 
     lanes       fp32 values in one vector register of the target.
     registers   vector registers a register tile may take: the architecture's (32 with AVX-512, else 16).
-    tile        streams of a batch run together, one a lane (a multiple of `lanes`); 0 runs them one by one, which is
-                the only way for formats whose index serves one stream (perm32, sell16).
+    tile        streams of a batch run together, one a lane (a multiple of `lanes`); 0 runs them one by one.
     tile_from   a remainder of at least so many streams is worth a padded tile: below, a tile's cost exceeds theirs.
+    steps       time steps of one stream whose input projection W_ih x runs as a tile, ahead of the recurrence (a multiple of
+                `lanes`; 0: each step projects its own input); bounds the memory, whatever T is.
+    steps_from  a remainder of at least so many steps is worth a padded tile.
     """
 
     lanes: int
     registers: int
     tile: int = 0
     tile_from: int = 0
+    steps: int = 0
+    steps_from: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One structured matrix and the slice of the concatenated input that it multiplies.
+    """The structured part of a matrix.
 
-    kind    the family's name; shape: (m, n) of the dense matrix; offset: its first column in the concatenated input.
+    kind    the family's name; shape: (m, n) of the dense matrix.
     dims    the family's own sizes: (m1, n1, m2, n2) of a Kronecker product, (r,) of a low rank, (k, r) of a hybrid.
     order   of a Kronecker product: "left" forms B X first, "right" X C^T.
     """
 
     kind: Literal["kronecker", "low_rank", "hybrid", "dense", "zero"]
     shape: tuple[int, int]
-    offset: int = 0
     dims: tuple[int, ...] = ()
     order: Order = "left"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """y = sum of parts z + S z, over one concatenated input z of `columns` values (gaps between parts are never read).
+    """y += (structured part) z + S z.
 
-    sparse  the format of S and its packing parameters; None where S is empty.
+    sparse  the format of S and its packing parameters; None where S is empty. nnz: the nonzeros of S.
     """
 
-    rows: int
-    columns: int
-    parts: tuple[Part, ...]
+    part: Part
     sparse: str | None = None
     nnz: int = 0
     params: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        return self.part.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.part.shape[1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LstmPlan:
-    """One LSTM layer in one direction: z = [x; h], the product of 4H rows, the gates i, f, g, o."""
+    """One LSTM layer in one direction: the products of W_ih (4H, I) and W_hh (4H, H), each in a format of its own."""
 
     inputs: int
     hidden: int
     reverse: bool
-    product: Product
+    input: Product
+    recurrent: Product
     config: Config
     reason: str = ""
     rejected: tuple[str, ...] = ()
@@ -81,7 +91,7 @@ class LstmPlan:
     def from_json(cls, text: str) -> Self:
         """The plan that `to_json` wrote."""
         raw = json.loads(text)
-        return cls(**{**raw, **_decode(raw), "rejected": tuple(raw["rejected"])})
+        return cls(**_decode(raw, "input", "recurrent"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +113,15 @@ class LinearPlan:
     def from_json(cls, text: str) -> Self:
         """The plan that `to_json` wrote."""
         raw = json.loads(text)
-        return cls(**{**raw, **_decode(raw), "rejected": tuple(raw["rejected"])})
+        return cls(**_decode(raw, "product"))
 
 
-def _decode(raw: dict[str, Any]) -> dict[str, Any]:
-    parts = tuple(Part(**{**p, "shape": tuple(p["shape"]), "dims": tuple(p["dims"])}) for p in raw["product"]["parts"])
-    return {"product": Product(**{**raw["product"], "parts": parts}), "config": Config(**raw["config"])}
+def _decode(raw: dict[str, Any], *products: str) -> dict[str, Any]:
+    """The fields of a plan with its dataclasses and tuples back in place of dicts and lists."""
+
+    def product(fields: dict[str, Any]) -> Product:
+        part = {**fields["part"], "shape": tuple(fields["part"]["shape"]), "dims": tuple(fields["part"]["dims"])}
+        return Product(**{**fields, "part": Part(**part)})
+
+    decoded = {name: product(raw[name]) for name in products}
+    return {**raw, **decoded, "config": Config(**raw["config"]), "rejected": tuple(raw["rejected"])}

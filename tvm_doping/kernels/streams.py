@@ -7,65 +7,60 @@ from dataclasses import dataclass
 
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.emit import Buffer, Expr, copy, load, store
-from tvm_doping.kernels.plan import Config
+
+
+Read = Callable[[Expr, Expr, int], Expr]  # (stream, column, width) -> the stream's `width` values from the column on
+Write = Callable[[Expr, Expr, Expr, int], None]  # (stream, column, value, width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """`width` streams of a batch from stream `first` on, laid out buffer[k * width + stream]."""
+    """`width` streams from stream `first` on, of `count` in all, laid out buffer[k * width + stream]."""
 
     first: Expr
     width: int
-    batch: Expr
+    count: Expr
     lanes: int
 
-    def gather(self, source: Buffer, target: Buffer, at: int, count: int, t: Expr | None = None) -> None:
-        """target[(at + i) * width + s] = source[(t,) first + s, i]; a padded tile repeats the last stream."""
-
-        def read(n: Expr, i: Expr, w: int) -> Expr:
-            index = T.Ramp(i, 1, w) if w > 1 else i
-            return source[n, index] if t is None else source[t, n, index]
-
+    def gather(self, read: Read, target: Buffer, columns: int) -> None:
+        """target[i * width + s] = read(first + s, i); a padded tile repeats the last stream."""
         if self.width == 1:
-            copy(lambda i, w: read(self.first, i, w), lambda i, v, w: store(target, at + i, v, w), count, self.lanes)
+            copy(lambda i, w: read(self.first, i, w), lambda i, v, w: store(target, i, v, w), columns, self.lanes)
             return
         for group in range(0, self.width, self.lanes):
-            streams = [T.bind(tirx.min(self.first + (group + s), self.batch - 1)) for s in range(self.lanes)]
+            streams = self._members(group)
 
             def square(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
                 for k, vector in enumerate(transpose([read(n, i, self.lanes) for n in streams])):
-                    store(target, (at + i + k) * self.width + group, vector, self.lanes)
+                    store(target, (i + k) * self.width + group, vector, self.lanes)
 
             def single(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
                 for s, n in enumerate(streams):
-                    store(target, (at + i) * self.width + group + s, read(n, i, 1), 1)
+                    store(target, i * self.width + group + s, read(n, i, 1), 1)
 
-            self._columns(count, square, single)
+            self._columns(columns, square, single)
 
-    def scatter(self, source: Buffer, at: int, target: Buffer, count: int, t: Expr | None = None) -> None:
-        """target[(t,) first + s, i] = source[(at + i) * width + s], for the streams that there are."""
-
-        def write(n: Expr, i: Expr, value: Expr, w: int) -> None:
-            index = T.Ramp(i, 1, w) if w > 1 else i
-            T.buffer_store(target, value, [n, index] if t is None else [t, n, index])
-
+    def scatter(self, source: Buffer, write: Write, columns: int) -> None:
+        """write(first + s, i, source[i * width + s]); streams beyond the count write what the last one does, to its place."""
         if self.width == 1:
-            copy(lambda i, w: load(source, at + i, w), lambda i, v, w: write(self.first, i, v, w), count, self.lanes)
+            copy(lambda i, w: load(source, i, w), lambda i, v, w: write(self.first, i, v, w), columns, self.lanes)
             return
         for group in range(0, self.width, self.lanes):
-            # Streams beyond the batch write what the last one writes, to the same place.
-            streams = [T.bind(tirx.min(self.first + (group + s), self.batch - 1)) for s in range(self.lanes)]
+            streams = self._members(group)
 
             def square(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
-                rows = [load(source, (at + i + k) * self.width + group, self.lanes) for k in range(self.lanes)]
+                rows = [load(source, (i + k) * self.width + group, self.lanes) for k in range(self.lanes)]
                 for n, vector in zip(streams, transpose(rows), strict=True):
                     write(n, i, vector, self.lanes)
 
             def single(i: Expr, group: int = group, streams: list[Expr] = streams) -> None:
                 for s, n in enumerate(streams):
-                    write(n, i, source[(at + i) * self.width + group + s], 1)
+                    write(n, i, source[i * self.width + group + s], 1)
 
-            self._columns(count, square, single)
+            self._columns(columns, square, single)
+
+    def _members(self, group: int) -> list[Expr]:
+        return [T.bind(tirx.min(self.first + (group + s), self.count - 1)) for s in range(self.lanes)]
 
     def _columns(self, count: int, square: Callable[[Expr], None], single: Callable[[Expr], None]) -> None:
         whole = count // self.lanes
@@ -95,20 +90,29 @@ def transpose(rows: list[Expr]) -> list[Expr]:
     return vectors
 
 
-def for_each(batch: Expr, config: Config, run: Callable[[Streams], None]) -> None:
+def for_each(count: Expr, lanes: int, tile: int, tile_from: int, run: Callable[[Streams], None]) -> None:
     """run() full tiles, then a padded tile if the remainder is worth one, then the streams that are left one by one."""
 
     def streams(first: Expr, width: int) -> Streams:
-        return Streams(first=first, width=width, batch=batch, lanes=config.lanes)
+        return Streams(first=first, width=width, count=count, lanes=lanes)
 
-    if not config.tile:
-        with T.serial(0, batch) as n:
+    if not tile:
+        with T.serial(0, count) as n:
             run(streams(n, 1))
         return
-    worth = tirx.Cast("int64", (batch % config.tile) >= config.tile_from)
-    tiles = T.bind(batch // config.tile + worth)
+    worth = tirx.Cast("int64", (count % tile) >= tile_from)
+    tiles = T.bind(count // tile + worth)
     with T.serial(0, tiles) as block:
-        run(streams(block * config.tile, config.tile))
-    done = T.bind(tirx.min(tiles * config.tile, batch))
-    with T.serial(0, batch - done) as n:
+        run(streams(block * tile, tile))
+    done = T.bind(tirx.min(tiles * tile, count))
+    with T.serial(0, count - done) as n:
         run(streams(done + n, 1))
+
+
+def row(buffer: Buffer, *lead: Expr) -> tuple[Read, Write]:
+    """The accessors of buffer[*lead, stream, column]."""
+
+    def index(n: Expr, i: Expr, w: int) -> list[Expr]:
+        return [*lead, n, T.Ramp(i, 1, w) if w > 1 else i]
+
+    return lambda n, i, w: buffer[tuple(index(n, i, w))], lambda n, i, v, w: T.buffer_store(buffer, v, index(n, i, w))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from scipy import sparse as sp
 
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
-from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
+from tvm_doping.kernels.plan import Config, LinearPlan, LstmPlan, Product
 from tvm_doping.schedules import fallback, x86
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
 from tvm_doping.targets import Target
@@ -17,9 +17,6 @@ from tvm_doping.targets import Target
 __all__ = ["SCHEDULES", "Candidate", "Declined", "Layer", "choose_linear", "choose_lstm", "layer_of"]
 
 SCHEDULES: dict[str, Callable[..., Candidate | Declined]] = {"x86": x86.choose, "fallback": fallback.choose}
-
-# Each part of a concatenated input begins at a multiple of a stripe, so that no stripe looks into two of them.
-_STRIPE = 32
 
 
 def choose_lstm(
@@ -29,37 +26,48 @@ def choose_lstm(
 
     ScheduleError if every schedule declines what was forced: it lists their reasons.
     """
-    inputs, hidden = int(w_ih.shape[1]), int(w_hh.shape[1])
-    layer = layer_of("lstm", [w_ih, w_hh], batch)
-    chosen, rejected = _choose(layer, target, force)
+    layers = [layer_of(structure, batch) for structure in (w_ih, w_hh)]
+    (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
+    # Streams and steps run as tiles from the number on at which both products together are faster so.
+    config = Config(
+        **{
+            **vars(hh.config),
+            "tile_from": max(ih.config.tile_from, hh.config.tile_from),
+            "steps": ih.config.steps,
+            "steps_from": ih.config.steps_from,
+        }
+    )
     return LstmPlan(
-        inputs=inputs, hidden=hidden, reverse=reverse, product=_product(layer, chosen), config=chosen.config,
-        reason=chosen.reason, rejected=rejected,
-    )  # fmt: skip
+        inputs=int(w_ih.shape[1]),
+        hidden=int(w_hh.shape[1]),
+        reverse=reverse,
+        input=_product(layers[0], ih),
+        recurrent=_product(layers[1], hh),
+        config=config,
+        reason=f"W_ih: {ih.reason}; W_hh: {hh.reason}",
+        rejected=(*why_not_ih, *why_not_hh),
+    )
 
 
 def choose_linear(w: Any, *, target: Target, batch: int = 1, force: dict[str, Any] | None = None) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
-    layer = layer_of("linear", [w], batch)
+    layer = layer_of(w, batch)
     chosen, rejected = _choose(layer, target, force)
     return LinearPlan(
-        inputs=layer.columns, outputs=layer.rows, product=_product(layer, chosen), config=chosen.config,
-        reason=chosen.reason, rejected=rejected,
-    )  # fmt: skip
+        inputs=layer.columns,
+        outputs=layer.rows,
+        product=_product(layer, chosen),
+        config=chosen.config,
+        reason=chosen.reason,
+        rejected=rejected,
+    )
 
 
-def layer_of(operation: Any, structures: list[Any], batch: int = 1) -> Layer:
-    """The layer of structures that share their output rows, their inputs concatenated with the gaps that kernels need."""
-    parts: list[Part] = []
-    at = 0
-    for structure in structures:
-        parts.append(product.part_of(structure, at))
-        at = -(-(at + int(structure.shape[1])) // _STRIPE) * _STRIPE
-    rows = int(structures[0].shape[0])
-    columns = parts[-1].offset + parts[-1].shape[1]
-    empty = Product(rows=rows, columns=columns, parts=tuple(parts))
-    s = product.concatenate(empty, [product.sparse_of(structure) for structure in structures])
-    return Layer(operation=operation, rows=rows, columns=columns, parts=tuple(parts), sparse=s, batch=batch)
+def layer_of(structure: Any, batch: int = 1) -> Layer:
+    """The product of a weight, as schedules see it."""
+    part = product.part_of(structure)
+    s = structure.S if structure.kind == "doped" else sp.csr_array(part.shape, dtype="float32")
+    return Layer(part=part, sparse=s, batch=batch)
 
 
 def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple[Candidate, tuple[str, ...]]:
@@ -73,7 +81,7 @@ def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple
             return answer, tuple(reasons)
         reasons.append(answer.reason)
     raise ScheduleError(
-        f"the format {', '.join(sorted(allowed or ()))} for a {layer.rows} x {layer.columns} layer on {target.name}",
+        f"the format {', '.join(sorted(allowed or ()))} for a {layer.rows} x {layer.columns} weight on {target.name}",
         "a schedule that accepts it",
         "; ".join(reasons),
         "Choose another format, or leave the choice to the schedules.",
@@ -81,9 +89,4 @@ def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple
 
 
 def _product(layer: Layer, chosen: Candidate) -> Product:
-    return Product(
-        rows=layer.rows, columns=layer.columns, parts=layer.parts, sparse=chosen.format,
-        nnz=int(np.asarray(layer.sparse.nnz)), params=dict(chosen.params),
-    )  # fmt: skip
-
-
+    return Product(part=layer.part, sparse=chosen.format, nnz=int(layer.sparse.nnz), params=dict(chosen.params))

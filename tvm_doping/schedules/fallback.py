@@ -8,13 +8,14 @@ from tvm_doping.targets import Target
 
 
 def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) -> Candidate:
-    """CSR where S is not empty (whatever `allowed` says: this is the last resort), one fp32 value at a time."""
-    config = Config(lanes=1, registers=8)
+    """CSR where S is not empty, one fp32 value at a time."""
+    cycles = 2.0 * layer.sparse.nnz
     return Candidate(
         format="csr" if layer.sparse.nnz else None,
         params={"multiple": 4} if layer.sparse.nnz else {},
-        config=config,
-        cycles=float(layer.sparse.nnz * 2),
+        config=Config(lanes=1, registers=8),
+        cycles=cycles,
+        tile_cycles=cycles,
         reason=f"no schedule knows {target.name}: scalar code",
     )
 

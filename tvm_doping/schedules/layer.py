@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from scipy import sparse as sp
 
@@ -12,27 +11,36 @@ from tvm_doping.kernels.plan import Config, Part
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One operation to schedule: the structured parts, and S of all of them side by side over the concatenated input.
+    """One product to schedule: the structured part and S (m, n) of a weight.
 
     batch  the number of streams to be fast for; every number of streams works.
     """
 
-    operation: Literal["lstm", "linear"]
-    rows: int
-    columns: int
-    parts: tuple[Part, ...]
+    part: Part
     sparse: sp.csr_array
     batch: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.part.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.part.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One way to run a layer, with the cycles a step of one stream is predicted to take."""
+    """One way to run a product.
+
+    cycles  what S is predicted to take for one stream; tile_cycles: for a tile of one stream a lane.
+    """
 
     format: str | None
     params: dict[str, int] = field(default_factory=dict)
     config: Config
     cycles: float
+    tile_cycles: float
     reason: str
 
 

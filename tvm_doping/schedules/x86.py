@@ -1,35 +1,37 @@
 """The schedules of x86-64: SSE4 (v2), AVX2 (v3), AVX-512 (v4).
 
-Which format is fastest follows from two limits, the larger of which a step takes: the cycles its instructions need, and the bytes of
-its indices and values over the bandwidth of the cache that holds them. The constants were measured on Zen 4 (AVX-512 server, one
-core); only their ratios matter to the choice.
+Which format is fastest follows from two limits, the larger of which a product takes: the cycles its instructions need, and the bytes
+of its indices and values over the bandwidth of the cache that holds them. The constants were measured on one core of AMD Zen 4
+and Zen 5 servers; only their ratios matter to the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config
-from tvm_doping.kernels.sparse import TILED
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
 from tvm_doping.targets import Target
 
-# Bytes a cycle that one core reads from its L2, its L3, and memory.
-_L2, _L3, _MEMORY = 27.0, 22.0, 5.5
-# A block pays from this share of nonzeros among its values on: below, perm32 or CSR read fewer bytes.
-_BLOCK_FILL = 0.5
+# Bytes a cycle that one core reads from its L2, its L3, and memory (Zen 5 at 4 GHz: 250, 100 and 36 GB/s).
+_L2, _L3, _MEMORY = 60.0, 25.0, 9.0
+# Cycles of one FMA of a tile with the load of its vector of streams and of its index.
+_TILE_FMA = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
+    """cycles: of one stream; terms: values stored, padding included (each is an FMA of a tile); bytes; why."""
+
     cycles: float
+    terms: float
     bytes: float
-    params: dict[str, int]
     note: str
+    params: dict[str, int] = field(default_factory=dict)
 
 
 def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) -> Candidate | Declined:
@@ -40,50 +42,52 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
     if not candidates:
         reasons = [f"{name}: {_refusal(name, layer, target)}" for name in sorted(allowed or ())]
         return Declined(reason="x86: " + "; ".join(reasons))
-    return min(candidates, key=lambda c: c.cycles)
+    full, rest = divmod(layer.batch, target.lanes)
+
+    def time(c: Candidate) -> float:
+        return full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)
+
+    return min(candidates, key=time)
 
 
 def space(layer: Layer, target: Target) -> list[Candidate]:
-    """Every format that this layer can take on this target, with its predicted cycles."""
+    """Every format that this product can take on this target, with its predicted cycles."""
     if not layer.sparse.nnz:
-        return [Candidate(format=None, config=_config(layer, target, None), cycles=0.0, reason="S is empty")]
-    found = []
-    for name, estimate in _ESTIMATES.items():
-        if _refusal(name, layer, target) is None:
-            cost = estimate(layer, target)
-            found.append(_candidate(name, cost, layer, target))
-    return found
+        return [Candidate(format=None, config=_config(target, 4), cycles=0.0, tile_cycles=0.0, reason="S is empty")]
+    return [
+        _candidate(name, estimate(layer, target), layer, target)
+        for name, estimate in _ESTIMATES.items()
+        if _refusal(name, layer, target) is None
+    ]
 
 
 def _candidate(name: str, cost: _Cost, layer: Layer, target: Target) -> Candidate:
-    bandwidth = _L2 if cost.bytes < 0.8 * target.l2 else _L3 if cost.bytes < 0.5 * target.l3 else _MEMORY
+    bandwidth = _L2 if cost.bytes < 0.5 * target.l2 else _L3 if cost.bytes < 0.5 * target.l3 else _MEMORY
     transfer = cost.bytes / bandwidth
+    cycles, tile = max(transfer, cost.cycles), max(transfer, cost.terms * _TILE_FMA)
     bound = "reading" if transfer > cost.cycles else "computing"
-    reason = f"{cost.note}; {max(transfer, cost.cycles) / 1000:.0f}k cycles predicted, bound by {bound}"
-    return Candidate(
-        format=name, params=cost.params, config=_config(layer, target, name), cycles=max(transfer, cost.cycles), reason=reason
-    )
+    reason = f"{cost.note}; {cycles / 1000:.0f}k cycles a step predicted, bound by {bound}"
+    config = _config(target, int(np.ceil(tile / cycles)))
+    return Candidate(format=name, params=cost.params, config=config, cycles=cycles, tile_cycles=tile, reason=reason)
 
 
-def _config(layer: Layer, target: Target, name: str | None) -> Config:
-    """lanes and registers are the instruction set's. A tile is one vector of streams; it costs about as much as four streams
-    one by one (measured: an FMA a nonzero, where one stream takes 1.7 cycles in CSR and 0.3 in 16x1 blocks)."""
+def _config(target: Target, worth: int) -> Config:
+    """lanes and registers are the instruction set's; a tile is one vector of streams, and pays from `worth` streams on."""
     lanes = target.lanes
-    tiled = name is None or name in TILED
-    worth = 4 if name is None or name == "csr" else 8
-    return Config(lanes=lanes, registers=32 if lanes == 16 else 16, tile=lanes if tiled else 0, tile_from=min(worth, lanes))
+    worth = max(2, min(worth, lanes))
+    return Config(
+        lanes=lanes, registers=32 if lanes == 16 else 16, tile=lanes, tile_from=worth, steps=lanes, steps_from=worth
+    )  # fmt: skip
 
 
 def _refusal(name: str, layer: Layer, target: Target) -> str | None:
     """Why a format cannot serve, or None."""
     if name not in _ESTIMATES:
         return f"no such format on x86 (there are {', '.join(_ESTIMATES)})"
-    if name == "perm32" and not target.has("avx512f"):
-        return "vpermi2ps needs avx512f"
+    if name.startswith("perm32") and not target.has("avx512f"):
+        return "vpermi2ps and vexpandps need avx512f"
     if name == "sell16" and layer.columns > 65536:
         return f"16-bit indices reach 65536 columns, the layer has {layer.columns}"
-    if layer.batch > 1 and name not in TILED:
-        return f"its index serves one stream, the batch is {layer.batch}"
     return None
 
 
@@ -91,45 +95,58 @@ def _csr(layer: Layer, target: Target) -> _Cost:
     counts = np.diff(layer.sparse.indptr)
     padded = float((-(-counts // 4) * 4).sum())
     index = 2 if layer.columns <= 65536 else 4
-    cycles = padded / 0.6 + 8 * layer.rows
-    if layer.batch > 1:  # one FMA a nonzero and vector of streams, and two loads
-        cycles = (padded * 1.1 + 6 * layer.rows) * -(-layer.batch // target.lanes)
-    return _Cost(cycles=cycles, bytes=padded * (4 + index), params={"multiple": 4}, note=f"{layer.sparse.nnz} nonzeros")
+    return _Cost(
+        cycles=padded / 0.6 + 8 * layer.rows,
+        terms=padded + 4 * layer.rows,
+        bytes=padded * (4 + index),
+        note=f"{layer.sparse.nnz} nonzeros",
+        params={"multiple": 4},
+    )
 
 
 def _sell16(layer: Layer, target: Target) -> _Cost:
     counts = np.sort(np.diff(layer.sparse.indptr))[::-1]
     slots = float(np.pad(counts, (0, -len(counts) % 16)).reshape(-1, 16).max(axis=1).sum())
-    fill = layer.sparse.nnz / max(1.0, slots * 16)
-    return _Cost(cycles=slots * 16 / 1.25 + 30 * len(counts) / 16, bytes=slots * 96, params={}, note=f"{fill:.0%} of the slots filled")
+    return _Cost(
+        cycles=slots * 16 / 1.25 + 30 * len(counts) / 16,
+        terms=slots * 16,
+        bytes=slots * 96,
+        note=f"{layer.sparse.nnz / max(1.0, slots * 16):.0%} of the slots filled",
+    )
 
 
 def _perm32(layer: Layer, target: Target) -> _Cost:
     slots, cells = _cells(layer.sparse)
-    fill = layer.sparse.nnz / max(1.0, slots * 16)
-    groups = -(-layer.rows // 16)
-    # 1.3 cycles a slot (a look-up and an FMA, a load of each), 2 a cell (its two registers), 40 a group (mispredicted loop ends)
-    cycles = 1.3 * slots + 2.0 * cells + 40.0 * groups
+    # 1.5 cycles a slot (a look-up and an FMA, a load of each), 2 a cell (its two registers), 80 a group (mispredicted loop ends)
     return _Cost(
-        cycles=cycles,
+        cycles=1.5 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
+        terms=slots * 16,
         bytes=slots * 80 + cells * 2,
+        note=f"{layer.sparse.nnz / max(1.0, slots * 16):.0%} of the slots filled",
         params={"max_slots": 12, "sort": 0},
-        note=f"{fill:.0%} of the slots filled",
+    )
+
+
+def _perm32_expand(layer: Layer, target: Target) -> _Cost:
+    slots, cells = _cells(layer.sparse)
+    # 1.5 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
+    return _Cost(
+        cycles=3.0 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
+        terms=slots * 20,
+        bytes=slots * 18 + 4.0 * layer.sparse.nnz + cells * 2,
+        note="values unpadded",
+        params={"max_slots": 12, "sort": 0},
     )
 
 
 def _block(rows: int) -> Callable[[Layer, Target], _Cost]:
     def estimate(layer: Layer, target: Target) -> _Cost:
         blocks = float(_count_blocks(layer.sparse, rows))
-        fill = layer.sparse.nnz / max(1.0, blocks * rows)
-        vectors = max(1.0, rows / target.lanes)
-        cycles = blocks * 1.1 * vectors + 12 * layer.rows / rows
-        if layer.batch > 1:
-            cycles = blocks * rows * 0.6 * -(-layer.batch // target.lanes) + 12 * layer.rows / rows
-        # A format that is mostly padding must not win a tie on paper: the values are the bytes that leave the cache first.
-        penalty = 1.0 if fill >= _BLOCK_FILL else 1.5
         return _Cost(
-            cycles=cycles * penalty, bytes=blocks * (rows * 4 + 2), params={}, note=f"{fill:.0%} of the blocks' values are nonzeros"
+            cycles=blocks * 1.1 * max(1.0, rows / target.lanes) + 12 * layer.rows / rows,
+            terms=blocks * rows * 0.6,
+            bytes=blocks * (rows * 4 + 2),
+            note=f"{layer.sparse.nnz / max(1.0, blocks * rows):.0%} of the blocks' values are nonzeros",
         )
 
     return estimate
@@ -155,6 +172,7 @@ _ESTIMATES: dict[str, Callable[[Layer, Target], _Cost]] = {
     "csr": _csr,
     "sell16": _sell16,
     "perm32": _perm32,
+    "perm32_expand": _perm32_expand,
     "block4": _block(4),
     "block8": _block(8),
     "block16": _block(16),

@@ -11,12 +11,14 @@ from tvm_doping.sparsity.formats.base import Format, Packed
 from tvm_doping.sparsity.formats.block import Block
 from tvm_doping.sparsity.formats.csr import CSR
 from tvm_doping.sparsity.formats.perm import Perm32
+from tvm_doping.sparsity.formats.perm_expand import Perm32Expand
 from tvm_doping.sparsity.formats.sell import SELL16
 
 FORMATS: dict[str, Format] = {
     "csr": CSR(),
     "sell16": SELL16(),
     "perm32": Perm32(),
+    "perm32_expand": Perm32Expand(),
     "block4": Block(4),
     "block8": Block(8),
     "block16": Block(16),
@@ -40,4 +42,4 @@ def matvec(packed: Packed, x: ArrayLike) -> NDArray[floating]:
     return FORMATS[packed.format].matvec(packed, x)
 
 
-__all__ = ["CSR", "FORMATS", "SELL16", "Block", "Format", "Packed", "Perm32", "matvec", "pack", "unpack"]
+__all__ = ["CSR", "FORMATS", "SELL16", "Block", "Format", "Packed", "Perm32", "Perm32Expand", "matvec", "pack", "unpack"]

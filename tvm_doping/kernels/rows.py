@@ -1,0 +1,47 @@
+"""Formats that hold several rows side by side: their sums for a tile of streams, and the way back to the rows' places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm_doping._tvm import T
+from tvm_doping.kernels.emit import Expr, Registers, splat, store
+from tvm_doping.kernels.scope import Scope
+
+Fma = Callable[[int, Expr, Expr], None]  # (lane, weight, column): row of lane += weight * z[column]
+
+
+def add_rows(scope: Scope, count: int, walk: Callable[[range, Fma], None], row: Callable[[int], Expr]) -> None:
+    """y[row(lane)] += the sum of what walk() hands to fma() for that lane, for a tile of streams.
+
+    The accumulators of as many rows as fit the register file are summed together; walk() runs again for the others.
+    """
+    vectors = scope.vectors
+    fit = max(1, (scope.config.registers - 2 - vectors) // vectors)
+    together = next(r for r in range(min(count, fit), 0, -1) if count % r == 0)
+    for start in range(0, count, together):
+        acc = Registers(together * vectors, scope.lanes)
+
+        def fma(lane: int, weight: Expr, column: Expr, acc: Registers = acc, start: int = start) -> None:
+            vector = splat(weight, scope.lanes)
+            for v in range(vectors):
+                acc.fma((lane - start) * vectors + v, vector, scope.input(column, v))
+
+        walk(range(start, start + together), fma)
+        for lane in range(start, start + together):
+            at = T.bind(row(lane))
+            for v in range(vectors):
+                scope.accumulate(at, acc[(lane - start) * vectors + v], v)
+
+
+def scatter_rows(scope: Scope, rows: Any, g: Expr, vectors: list[tuple[Expr, int]]) -> None:
+    """y[rows[16 g + l]] += lane l of the (vector, width) pairs: 16 scalar additions, small beside the slots of a group."""
+    lanes = T.alloc_buffer((16,), "float32")
+    at = 0
+    for vector, width in vectors:
+        store(lanes, at, vector, width)
+        at += width
+    for i in range(16):
+        row = T.bind(rows[g * 16 + i])
+        T.buffer_store(scope.y, scope.y[row] + lanes[i], [row])
