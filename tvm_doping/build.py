@@ -1,0 +1,242 @@
+"""From a trained model to a bundle: import, passes, code, and a comparison with PyTorch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from torch import nn
+from torch.export import ExportedProgram
+
+import tvm_doping
+from tvm_doping import checkpoint
+from tvm_doping._tvm import relax, tensor, tvm
+from tvm_doping.bundle import Bundle
+from tvm_doping.errors import DopingError, InvalidInput
+from tvm_doping.frontend import Imported, Signature, import_model
+from tvm_doping.models import load_model
+from tvm_doping.passes import REPORT, Context, pipeline, run_passes
+from tvm_doping.targets import Target, missing_features, resolve
+
+Model = nn.Module | ExportedProgram | str | os.PathLike[str]
+Arrays = dict[str, np.ndarray]
+
+_PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch", "numpy": "numpy"}
+# (T, N) of the comparisons with PyTorch beside the example itself: one step and many of one stream, and enough
+# streams to fill the widest tile and leave a remainder; each takes another way through the kernels.
+_COMPARED = ((1, 1), (37, 1), (2, 19))
+_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What a bundle is made of.
+
+    executable    its VM function is main(*inputs, *state, weights) -> (*outputs, *new state), always a tuple;
+    weights       in the order of main's last parameter;
+    layers        for each LSTM layer and direction and each linear layer, what the manifest says of it;
+    compression   of all of `layers` together, "by_parameters" and "by_bytes";
+    metrics       what the run folder reported; {} for a bare model;
+    golden        one run by PyTorch: "input.NAME", "state.NAME", "output.NAME", "new_state.NAME";
+    golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
+    """
+
+    executable: Any
+    weights: dict[str, np.ndarray]
+    signature: Signature
+    target: Target
+    layers: tuple[dict[str, Any], ...]
+    compression: dict[str, float]
+    metrics: dict[str, Any]
+    golden: Arrays
+    golden_error: float
+    tolerance: float
+    versions: dict[str, str]
+
+
+def compile(
+    model: Model,
+    target: str | Target = "auto",
+    *,
+    example: Any = None,
+    batch: int = 1,
+    records: str | os.PathLike[str] | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    force: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-5,
+) -> Bundle:
+    """Compile a trained model (a run folder, an nn.Module or an ExportedProgram) into a bundle.
+
+    target     a name, or "auto": this machine;
+    example    inputs to trace the model with, a tuple; guessed from the model if left out;
+    batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
+    dump       a folder that gets the IR after each pass;
+    force      choices of the schedules, e.g. {"format": "csr"};
+    tolerance  largest difference from PyTorch, relative to max(1, largest output).
+
+    Raises UnsupportedModel for what cannot be imported, ScheduleError for a forced choice that no schedule
+    accepts, DopingError where compiled code and PyTorch differ by more than the tolerance.
+    """
+    if records is not None:
+        raise InvalidInput("records", "none: this version chooses by its own rules", f"{records}", "Leave it out.")
+    compiled = lower(model, target, example=example, batch=batch, dump=dump, force=force, tolerance=tolerance)
+    if not isinstance(model, str | os.PathLike):
+        return Bundle.from_compiled(compiled, name=type(model).__name__)
+    config = checkpoint.read_config(model)
+    return Bundle.from_compiled(
+        compiled,
+        name=Path(model).resolve().name,
+        vocabulary=tuple(config.get("vocabulary") or ()),
+        tokens=config.get("tokens"),
+    )
+
+
+def lower(
+    model: Model,
+    target: str | Target = "auto",
+    *,
+    example: Any = None,
+    batch: int = 1,
+    dump: str | os.PathLike[str] | None = None,
+    force: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-5,
+) -> Compiled:
+    """What `compile` puts into the bundle."""
+    if batch < 1:
+        raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
+    metrics: dict[str, Any] = {}
+    if isinstance(model, str | os.PathLike):
+        metrics = dict(checkpoint.read_config(model).get("metrics") or {})
+        model = load_model(model)
+    machine = resolve(target)
+    imported = import_model(model, example)
+    context = Context(target=machine, batch=batch, force=force, names=imported.names)
+    mod = run_passes(imported.mod, pipeline(context), dump)
+    executable = tvm.compile(mod, machine.tvm())
+    golden = _reference_run(imported, _golden_inputs(imported))
+    runs = [golden, *_more_runs(imported, golden)]
+    error = math.nan
+    if not missing_features(machine.features):
+        error = _compare(imported.signature, executable, context.weights, runs, tolerance)
+    layers = _layers(mod)
+    return Compiled(
+        executable=executable,
+        weights={name: value.numpy() for name, value in context.weights.items()},
+        signature=imported.signature,
+        target=machine,
+        layers=layers,
+        compression=_compression(layers),
+        metrics=metrics,
+        golden=golden,
+        golden_error=error,
+        tolerance=tolerance,
+        versions={
+            **{name: metadata.version(package) for name, package in _PACKAGES.items()},
+            "python": platform.python_version(),
+            "tvm_doping": tvm_doping.__version__,
+        },
+    )
+
+
+def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
+    functions = (f for _, f in mod.functions_items() if f.attrs and REPORT in f.attrs)
+    return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
+
+
+def _compression(layers: tuple[dict[str, Any], ...]) -> dict[str, float]:
+    total = {
+        key: sum(layer[key] for layer in layers) for key in ("parameters", "dense_parameters", "bytes", "dense_bytes")
+    }
+    return {
+        "by_parameters": total["dense_parameters"] / max(1, total["parameters"]),
+        "by_bytes": total["dense_bytes"] / max(1, total["bytes"]),
+    }
+
+
+def _golden_inputs(imported: Imported) -> Arrays:
+    """The example, and a state that is not zero: a zero one would hide what is done with it."""
+    random, arrays = np.random.default_rng(_SEED), dict(imported.example)
+    sizes = _sizes(imported.signature, arrays)
+    for spec in imported.signature.state:
+        if spec.name not in arrays:
+            shape = [sizes.get(d, 1) if isinstance(d, str) else d for d in spec.shape]
+            arrays[spec.name] = (0.5 * random.standard_normal(shape)).astype(spec.dtype)
+    return arrays
+
+
+def _reference_run(imported: Imported, arrays: Arrays) -> Arrays:
+    """Inputs, state, outputs and new state of a run by PyTorch, named as golden values are."""
+    outputs, state = imported.reference(arrays)
+    names = {
+        **{spec.name: f"input.{spec.name}" for spec in imported.signature.inputs},
+        **{spec.name: f"state.{spec.name}" for spec in imported.signature.state},
+    }
+    return {
+        **{names[name]: np.ascontiguousarray(array) for name, array in arrays.items()},
+        **{f"output.{name}": array for name, array in outputs.items()},
+        **{f"new_state.{name}": array for name, array in state.items()},
+    }
+
+
+def _more_runs(imported: Imported, golden: Arrays) -> Iterator[Arrays]:
+    """Runs of other sizes, made by repeating the example along its symbolic axes, or cutting it."""
+    given = {
+        spec.name: golden[f"{group}.{spec.name}"]
+        for group, specs in (("input", imported.signature.inputs), ("state", imported.signature.state))
+        for spec in specs
+    }
+    specs = {spec.name: spec for spec in (*imported.signature.inputs, *imported.signature.state)}
+    for steps, streams in _COMPARED:
+        arrays = {}
+        for name, array in given.items():
+            for axis, symbol in enumerate(specs[name].shape):
+                if symbol in ("T", "N"):
+                    at = np.arange(steps if symbol == "T" else streams) % array.shape[axis]
+                    array = np.take(array, at, axis=axis)
+            arrays[name] = array
+        yield _reference_run(imported, arrays)
+
+
+def _sizes(signature: Signature, arrays: Arrays) -> dict[str, int]:
+    return {
+        symbol: size
+        for spec in signature.inputs
+        for symbol, size in zip(spec.shape, arrays[spec.name].shape, strict=True)
+        if isinstance(symbol, str)
+    }
+
+
+def _compare(
+    signature: Signature, executable: Any, weights: Mapping[str, Any], runs: list[Arrays], tolerance: float
+) -> float:
+    """The largest |compiled - PyTorch|; DopingError where it exceeds the tolerance."""
+    main = relax.VirtualMachine(executable, tvm.cpu())["main"]
+    names = [f"output.{spec.name}" for spec in signature.outputs]
+    names += [f"new_state.{spec.name}" for spec in signature.state]
+    worst = 0.0
+    for run in runs:
+        inputs = [run[f"input.{spec.name}"] for spec in signature.inputs]
+        inputs += [run[f"state.{spec.name}"] for spec in signature.state]
+        results = main(*map(tensor, inputs), tvm_ffi.Array(list(weights.values())))
+        for name, result in zip(names, results, strict=True):
+            got, wanted = result.numpy(), run[name]
+            error = float(np.max(np.abs(got.astype("float64") - wanted), initial=0.0))
+            allowed = tolerance * max(1.0, float(np.max(np.abs(wanted), initial=0.0)))
+            if got.shape != wanted.shape or not error <= allowed:
+                raise DopingError(
+                    f"{name} of the compiled model, inputs of {[array.shape for array in inputs]}",
+                    f"PyTorch's values within {allowed:.3g}",
+                    f"{error:.3g} off" if got.shape == wanted.shape else f"shape {got.shape}, not {wanted.shape}",
+                    "Raise the tolerance if that is only rounding; else force another format, and report it.",
+                )
+            worst = max(worst, error)
+    return worst
