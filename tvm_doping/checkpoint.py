@@ -29,7 +29,7 @@ class Checkpoint:
 
     config      the JSON: "format_version", "task", "model" (arguments that build it), "metrics", "structures"
                 (kind, shape and parameters of each doped weight), "compression", "weights_sha256", and what
-                training wrote besides;
+                training wrote besides; of language models "vocabulary" and "tokens" (see `tvm_doping.text`);
     tensors     the dense parameters and buffers, by name;
     structures  the doped weights, by parameter name: S sparse, never dense.
     """
@@ -144,7 +144,12 @@ def _compression(structures: Mapping[str, Structure]) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    fields = _finite(value)
+    words = fields.pop("vocabulary", None)
+    text = json.dumps(fields, indent=1, allow_nan=False)
+    if words is not None:  # on one line: a person reads the rest
+        text = f'{text[:-2]},\n "vocabulary": {json.dumps(words)}\n}}'
+    partial.write_text(f"{text}\n", encoding="utf-8")
     os.replace(partial, path)
 
 

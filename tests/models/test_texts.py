@@ -10,7 +10,8 @@ import torch
 
 from tvm_doping.errors import DataError
 from tvm_doping.models.tasks.language_model import columns, segments
-from tvm_doping.models.tasks.text import END, UNKNOWN, ptb, pydoc_topics
+from tvm_doping.models.tasks.text import ptb, pydoc_topics
+from tvm_doping.text import END, UNKNOWN
 
 
 def test_ptb(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_the_loaded_model_is_doped_and_in_evaluation(run: Path) -> None:
 
 
 def test_beside_the_checkpoint(run: Path) -> None:
-    assert (run / "vocabulary.txt").read_text().split("\n")[0] == "<eos>"
+    config = checkpoint.read_config(run)
+    assert config["vocabulary"][0] == "<eos>" and config["tokens"] == "words"
     assert Recipe.model_validate(fields()) == load_recipe(run / "recipe.yaml")
     events = [row["event"] for row in read_metrics(run)]
     assert events[0] == "start" and events[-1] == "test" and events.count("epoch") == 3
@@ -81,6 +82,10 @@ def test_a_finished_run_is_left_as_it_is(run: Path, texts: Path) -> None:
 def test_another_recipe_or_text_does_not_resume(run: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no-resume"):
         train(Recipe.model_validate(fields(epochs=4)), texts, run, progress=False)
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text((texts / f"ptb.{split}.txt").read_text() + "w1 w2\n")
+    with pytest.raises(CheckpointError, match="the text"):
+        train(Recipe.model_validate(fields()), tmp_path, run, progress=False)
 
 
 class _Stop(Exception):

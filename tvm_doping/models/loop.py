@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from tvm_doping import checkpoint
-from tvm_doping.errors import DataError, DopingError, RecipeError
+from tvm_doping.errors import CheckpointError, DataError, DopingError, RecipeError
 from tvm_doping.models.anneal import Annealing
 from tvm_doping.models.cmr import CmrSchedule
 from tvm_doping.models.doping import dope
@@ -27,6 +27,8 @@ from tvm_doping.models.resume import FILE as STATE
 from tvm_doping.models.resume import load_state, save_state
 from tvm_doping.models.tasks import language_model as lm
 from tvm_doping.models.tasks.text import Corpus
+
+ANEW = "Use another folder, or start anew with resume=False (--no-resume)."
 
 
 class TrainingError(DopingError, ArithmeticError):
@@ -47,6 +49,7 @@ class Position:
     seconds: float = 0.0
     loss: float = 0.0
     tokens: int = 0
+    text: str = ""
 
 
 class Run:
@@ -56,7 +59,7 @@ class Run:
         self, plan: Recipe, folder: Path, corpus: Corpus, accelerator: Accelerator, bar: bool
     ) -> None:
         self.plan, self.folder, self.accelerator, self.bar = plan, folder, accelerator, bar
-        self.corpus, self.at = corpus, Position()
+        self.corpus, self.at = corpus, Position(text=corpus.sha256)
         self.carried: lm.State | None = None
         settings, loop = plan.model, plan.train
         sizes = settings.model_dump(exclude={"init_radius"})
@@ -88,6 +91,10 @@ class Run:
             carried, stored = load_state(folder, self.bare, self._plain_optimiser(), accelerator.device)
             self.carried = (carried[0], carried[1]) if carried else None
             self.at = Position(**stored)
+            if self.at.text != corpus.sha256:
+                raise CheckpointError(
+                    f"run folder {folder}", "the text it was started with, to be resumed", "another", ANEW
+                )
             if self.annealing is not None:
                 self.annealing.resume(self.at.step)
         self.log = MetricsLog(folder, self.at.step) if accelerator.is_main_process else None
@@ -243,6 +250,8 @@ class Run:
             "doping": None if self.plan.doping is None else self.plan.doping.model_dump(mode="json"),
             "precision": self.plan.train.precision,
             "metrics": metrics,
+            "tokens": self.corpus.tokens,
+            "vocabulary": list(self.corpus.vocabulary),
         }
         checkpoint.save(self.folder, config, tensors, doped)
 

@@ -12,12 +12,12 @@ from accelerate import Accelerator
 
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, DataError
-from tvm_doping.models.loop import Run
+from tvm_doping.models.loop import ANEW, Run
 from tvm_doping.models.recipe import Recipe, dump_recipe, load_recipe
 from tvm_doping.models.resume import FILE as STATE
 from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
 
-RECIPE, VOCABULARY = "recipe.yaml", "vocabulary.txt"
+RECIPE = "recipe.yaml"
 
 
 def train(
@@ -38,10 +38,10 @@ def train(
     dense      run folder of the dense model, whose test perplexity is set beside this one's;
     progress   show a bar.
 
-    Beside the checkpoint of the best validation perplexity stand `recipe.yaml` (resolved), `vocabulary.txt`,
-    `metrics.jsonl` and the state to resume from, written every `train.save_steps` steps. A doped model's
-    checkpoint counts as best only once S is as sparse as it is to be. Raises RecipeError, DataError,
-    CheckpointError, and TrainingError for a loss that is NaN.
+    Beside the checkpoint of the best validation perplexity stand `recipe.yaml` (resolved), `metrics.jsonl`
+    and the state to resume from, written every `train.save_steps` steps. A doped model's checkpoint counts
+    as best only once S is as sparse as it is to be. Raises RecipeError, DataError, CheckpointError, and
+    TrainingError for a loss that is NaN.
     """
     plan = load_recipe(recipe, overrides)
     _keep_memory()
@@ -50,7 +50,7 @@ def train(
     corpus = _corpus(plan, data)
     accelerator = Accelerator()
     if accelerator.is_main_process:
-        _open(folder, plan, corpus, resume)
+        _open(folder, plan, resume)
     accelerator.wait_for_everyone()
     run = Run(plan, folder, corpus, accelerator, progress)
     metrics = run.finish(rival) if run.at.finished else run.all(rival)
@@ -68,7 +68,7 @@ def _corpus(plan: Recipe, data: str | os.PathLike[str] | None) -> Corpus:
     return ptb(Path(data))
 
 
-def _open(folder: Path, plan: Recipe, corpus: Corpus, resume: bool) -> None:
+def _open(folder: Path, plan: Recipe, resume: bool) -> None:
     """Make the run folder ready: fresh, or the one that the same recipe was stopped in."""
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
@@ -76,20 +76,14 @@ def _open(folder: Path, plan: Recipe, corpus: Corpus, resume: bool) -> None:
             (folder / name).unlink(missing_ok=True)
     resolved, path = dump_recipe(plan), folder / RECIPE
     if (folder / STATE).is_file():
-        words = folder / VOCABULARY
-        same = path.is_file() and path.read_text(encoding="utf-8") == resolved
-        if not same or words.read_text(encoding="utf-8").split("\n") != list(corpus.vocabulary):
+        if not path.is_file() or path.read_text(encoding="utf-8") != resolved:
             raise CheckpointError(
-                f"run folder {folder}",
-                "the recipe and the data it was started with, to be resumed",
-                "others",
-                "Use another folder, or start anew with resume=False (--no-resume).",
+                f"run folder {folder}", "the recipe it was started with, to be resumed", "another", ANEW
             )
         return
-    for target, text in ((path, resolved), (folder / VOCABULARY, "\n".join(corpus.vocabulary))):
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(resolved, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _test_perplexity(folder: str | os.PathLike[str]) -> float:

@@ -3,7 +3,7 @@ carries."""
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +11,28 @@ from pathlib import Path
 import numpy as np
 
 from tvm_doping.errors import DataError
+from tvm_doping.text import UNKNOWN, Tokens, split
 
-UNKNOWN, END = "<unk>", "<eos>"
 SPLITS = ("train", "valid", "test")
-_TOKEN = re.compile(r"[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Three streams of token numbers (int64) and the vocabulary they index."""
+    """Three streams of token numbers (int64), the vocabulary they index, and how text became tokens."""
 
+    tokens: Tokens
     vocabulary: tuple[str, ...]
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Of vocabulary and streams: the same text."""
+        digest = hashlib.sha256("\0".join(self.vocabulary).encode())
+        for stream in (self.train, self.valid, self.test):
+            digest.update(stream.tobytes())
+        return digest.hexdigest()
 
 
 def ptb(folder: str | Path) -> Corpus:
@@ -42,19 +50,19 @@ def ptb(folder: str | Path) -> Corpus:
             "Give its path as --data.",
         )
     texts = {}
-    for split in SPLITS:
-        names = (f"ptb.{split}.txt", f"{split}.txt")
-        path = next((root / name for name in names if (root / name).is_file()), None)
+    for name in SPLITS:
+        names = (f"ptb.{name}.txt", f"{name}.txt")
+        path = next((root / file for file in names if (root / file).is_file()), None)
         if path is None:
-            raise DataError(f"{split} split", " or ".join(names), f"neither in {root}", "Put the file there.")
+            raise DataError(f"{name} split", " or ".join(names), f"neither in {root}", "Put the file there.")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:
             raise DataError(str(path), "readable UTF-8 text", str(error), "Convert the file.") from error
-        texts[split] = [token for line in lines for token in (*line.split(), END)]
-        if not any(line.strip() for line in lines):
-            raise DataError(f"{split} split", "at least one sentence", f"an empty {path}", "Fill the file.")
-    return _corpus(texts, least=1)
+        if not text.strip():
+            raise DataError(f"{name} split", "at least one sentence", f"an empty {path}", "Fill the file.")
+        texts[name] = split(text if text.endswith("\n") else f"{text}\n", "words")
+    return _corpus(texts, "words", least=1)
 
 
 def pydoc_topics(level: str = "word", least: int = 3) -> Corpus:
@@ -66,19 +74,14 @@ def pydoc_topics(level: str = "word", least: int = 3) -> Corpus:
     """
     from pydoc_data.topics import topics
 
-    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for number, name in enumerate(sorted(topics)):
-        split = {9: "valid", 19: "test"}.get(number % 20, "train")
-        text = topics[name]
-        if level == "char":
-            texts[split] += [*text, END]
-        else:
-            lines = (_TOKEN.findall(line.lower()) for line in text.splitlines())
-            texts[split] += [token for line in lines if line for token in (*line, END)]
-    return _corpus(texts, least=least)
+    tokens: Tokens = "characters" if level == "char" else "pieces"
+    texts: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for number, topic in enumerate(sorted(topics)):
+        texts[{9: "valid", 19: "test"}.get(number % 20, "train")] += split(topics[topic], tokens)
+    return _corpus(texts, tokens, least=least)
 
 
-def _corpus(texts: dict[str, list[str]], least: int) -> Corpus:
+def _corpus(texts: dict[str, list[str]], tokens: Tokens, least: int) -> Corpus:
     counts = Counter(texts["train"])
     # by count, then alphabetically: the same numbers on every machine
     words = sorted((word for word, count in counts.items() if count >= least), key=lambda w: (-counts[w], w))
@@ -87,7 +90,7 @@ def _corpus(texts: dict[str, list[str]], least: int) -> Corpus:
     number = {word: index for index, word in enumerate(words)}
     unknown = number[UNKNOWN]
     streams = {
-        split: np.fromiter((number.get(token, unknown) for token in tokens), np.int64, len(tokens))
-        for split, tokens in texts.items()
+        name: np.fromiter((number.get(token, unknown) for token in found), np.int64, len(found))
+        for name, found in texts.items()
     }
-    return Corpus(vocabulary=tuple(words), **streams)
+    return Corpus(tokens=tokens, vocabulary=tuple(words), **streams)
