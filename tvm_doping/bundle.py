@@ -280,7 +280,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _tensor_file(tensors: Mapping[str, np.ndarray]) -> bytes:
-    return save_tensors({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    return save_tensors({name: np.asarray(array, order="C") for name, array in tensors.items()})
 
 
 def _refuse_to_replace(folder: Path) -> None:

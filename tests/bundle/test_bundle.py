@@ -67,6 +67,16 @@ def test_a_vocabulary_may_hold_any_token(bundle, tmp_path):
     assert Bundle.load(made.save(tmp_path / "b")).vocabulary == tokens
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 1, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "uint16", "uint8", "bool"])
+def test_arrays_keep_their_shape_and_dtype(bundle, tmp_path, shape, dtype):
+    arrays = {"W": np.ones(shape, dtype), "b": np.asfortranarray(np.arange(6.0).reshape(2, 3))}
+    made = Bundle(manifest=bundle.manifest, library=b"x", weights=arrays, golden=bundle.golden)
+    back = Bundle.load(made.save(tmp_path / "b")).weights
+    assert (back["W"].shape, back["W"].dtype) == (shape, np.dtype(dtype))
+    np.testing.assert_array_equal(back["b"], arrays["b"])
+
+
 def test_saving_twice_gives_the_same_bytes(bundle, tmp_path):
     one, two = bundle.save(tmp_path / "1"), bundle.save(tmp_path / "2")
     for name in FILES:
