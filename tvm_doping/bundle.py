@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -117,12 +118,12 @@ class Bundle:
                 "time_axis": signature.time_axis,
                 "streaming": signature.streaming,
                 "tolerance": compiled.tolerance,
-                "golden_error": compiled.golden_error,
+                "golden_error": _number(compiled.golden_error),
                 "versions": compiled.versions,
                 "weights": tuple(compiled.weights),
                 "layers": compiled.layers,
                 "compression": compiled.compression,
-                "metrics": compiled.metrics,
+                "metrics": {key: _number(value) for key, value in compiled.metrics.items()},
                 "tokens": tokens,
             }
         )
@@ -187,7 +188,7 @@ class Bundle:
         files = {name: _record((folder / name).read_bytes()) for name in names}
         raw = self.manifest.model_copy(update={"files": files}).model_dump(mode="json")
         raw["digest"] = _digest(raw)
-        (folder / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps(raw, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_machine(manifest: Manifest) -> None:
@@ -304,6 +305,11 @@ def _digest(raw: Mapping[str, Any]) -> str:
     """sha256 of the manifest without its own digest, so that an edited shape or tolerance is noticed too."""
     rest = {key: value for key, value in raw.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _number(value: Any) -> Any:
+    """The value, or None where JSON has no such number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _installed(package: str) -> str:

@@ -26,7 +26,7 @@ Size = Annotated[int, Field(ge=0)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TensorSpec(_Model):
@@ -93,7 +93,8 @@ class Manifest(_Model):
     time_axis    where "T" stands in the first input that has it, None for a model without time;
     streaming    whether steps in a row equal one run over them (false for bidirectional models);
     tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
-    golden_error the largest |got - golden| when the bundle was made, against PyTorch;
+    golden_error the largest |got - golden| when the bundle was made, against PyTorch; None if it could not be
+    run there;
     versions     package -> version at compile time; metrics: what the run folder reported, e.g. perplexities;
     tokens       language models: how text becomes input indices (text.split), else None;
     weights      names of the arrays in weights.safetensors, in main's order;
@@ -110,7 +111,7 @@ class Manifest(_Model):
     time_axis: int | None
     streaming: bool = True
     tolerance: float
-    golden_error: float
+    golden_error: float | None
     versions: dict[str, str]
     weights: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()
