@@ -363,15 +363,17 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
         target=targets.TARGETS["x86-64-v2"],
         layers=(layer,),
         compression={"by_parameters": 10.0, "by_bytes": 9.0},
-        metrics={"test_perplexity": 100.0},
+        metrics={"test_perplexity": 100.0, "valid_perplexity": float("nan"), "finished": True},
         golden=bundle.golden,
-        golden_error=1e-7,
+        golden_error=float("nan"),
         tolerance=1e-5,
         versions=bundle.manifest.versions,
     )
     made = Bundle.from_compiled(compiled, name="run", vocabulary=["a", "b"], tokens="words")  # type: ignore[arg-type]
     assert made.session(verify=True).verify() < 1e-5
     back = Bundle.load(made.save(tmp_path / "b"))
+    assert back.manifest.metrics == {"test_perplexity": 100.0, "valid_perplexity": None, "finished": True}
+    assert back.manifest.golden_error is None
     assert back.manifest.layers[0].plan == {"lanes": 16}
     assert (back.vocabulary, back.manifest.tokens) == (("a", "b"), "words")
     signature.inputs = (Tensor(name="tokens", shape=("T", "N"), dtype="int64", below=9),)

@@ -112,9 +112,8 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
         f"library {size(len(bundle.library))}, weights {size(bundle.bytes)} in {len(bundle.weights)} arrays"
     )
     stored.add_row("size", code)
-    stored.add_row(
-        "error against PyTorch", f"{manifest.golden_error:.2g} (tolerance {manifest.tolerance:.2g})"
-    )
+    error = "not run when compiled" if manifest.golden_error is None else f"{manifest.golden_error:.2g}"
+    stored.add_row("error against PyTorch", f"{error} (tolerance {manifest.tolerance:.2g})")
     missing = missing_features(manifest.target.features)
     stored.add_row("runs here", f"no: this CPU lacks {' '.join(missing)}" if missing else "yes")
     stored.add_row(
