@@ -60,7 +60,7 @@ def tile(product: Product, scope: Scope) -> None:
             def enter(column: Expr) -> None:
                 columns[:] = [column]
 
-            walker.walk(g, enter, slot)
+            walker.walk(g, enter, slot, unroll=False)
 
         add_rows(scope, _FULL, rows, lambda lane, g=g: walker.rows[g * _FULL + lane])
 
@@ -78,17 +78,24 @@ class _Walker:
         self.groups = int(self.arrays["counts"].shape[0])
         self.rows, self.indices, self.values = (self.arrays[name] for name in ("rows", "indices", "values"))
 
-    def walk(self, g: Expr, enter: Callable[[Expr], None], slot: Callable[[Expr, Expr, int], None]) -> None:
-        """enter(first column) at each cell, slot(slot, its weights, its number in the cell) at each slot of it."""
+    def walk(
+        self, g: Expr, enter: Callable[[Expr], None], slot: Callable[[Expr, Expr, int], None], unroll: bool = True
+    ) -> None:
+        """enter(first column) at each cell; slot(slot, its weights, its number in the cell) at each slot of it (0 in a loop)."""
         cell, first = Counter(self.arrays["cell_ptr"][g]), Counter(self.arrays["slot_ptr"][g])
         value = Counter(self.arrays["value_ptr"][g]) if self.expand else None
         for slots in range(1, self.max_slots + 1):
             cells = T.bind(self.arrays["counts"][g, slots - 1])
             with T.serial(0, cells) as i:
                 enter(T.bind(tirx.Cast("int32", self.arrays["stripes"][cell.value + i]) * 32))
-                for j in range(slots):
-                    at = T.bind(first.value + i * slots + j)
-                    slot(at, self._weights(at, value), j)
+                if unroll:
+                    for j in range(slots):
+                        at = T.bind(first.value + i * slots + j)
+                        slot(at, self._weights(at, value), j)
+                else:
+                    with T.serial(0, slots) as k:
+                        at = T.bind(first.value + i * slots + k)
+                        slot(at, self._weights(at, value), 0)
             cell.advance(cells)
             first.advance(cells * slots)
 

@@ -21,6 +21,8 @@ from tvm_doping.targets import Target
 _L2, _L3, _MEMORY = 60.0, 25.0, 9.0
 # Cycles of one FMA of a tile with the load of its vector of streams and of its index.
 _TILE_FMA = 1.1
+# Each number of slots has a loop of its own; deeper cells are split (a code of 78 unrolled slots still fits the L1).
+_MAX_SLOTS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,26 +118,26 @@ def _sell16(layer: Layer, target: Target) -> _Cost:
 
 
 def _perm32(layer: Layer, target: Target) -> _Cost:
-    slots, cells = _cells(layer.sparse)
+    slots, cells, deepest = _cells(layer.sparse)
     # 1.5 cycles a slot (a look-up and an FMA, a load of each), 2 a cell (its two registers), 80 a group (mispredicted loop ends)
     return _Cost(
         cycles=1.5 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
         terms=slots * 16,
         bytes=slots * 80 + cells * 2,
         note=f"{layer.sparse.nnz / max(1.0, slots * 16):.0%} of the slots filled",
-        params={"max_slots": 12, "sort": 0},
+        params={"max_slots": min(deepest, _MAX_SLOTS), "sort": 0},
     )
 
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
-    slots, cells = _cells(layer.sparse)
+    slots, cells, deepest = _cells(layer.sparse)
     # 1.5 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
     return _Cost(
         cycles=3.0 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
         terms=slots * 20,
         bytes=slots * 18 + 4.0 * layer.sparse.nnz + cells * 2,
         note="values unpadded",
-        params={"max_slots": 12, "sort": 0},
+        params={"max_slots": min(deepest, _MAX_SLOTS), "sort": 0},
     )
 
 
@@ -152,15 +154,15 @@ def _block(rows: int) -> Callable[[Layer, Target], _Cost]:
     return estimate
 
 
-def _cells(s: sp.csr_array) -> tuple[float, float]:
-    """Slots and cells of perm32 in natural row order."""
+def _cells(s: sp.csr_array) -> tuple[float, float, int]:
+    """Slots and cells of perm32 in natural row order, and the slots of the deepest cell."""
     m, n = s.shape
     stripes = -(-n // 32)
     row = np.repeat(np.arange(m), np.diff(s.indptr))
     per_lane = np.bincount(row * stripes + s.indices // 32, minlength=m * stripes).reshape(m, stripes)
     per_lane = np.pad(per_lane, ((0, -m % 16), (0, 0)))
     k = per_lane.reshape(-1, 16, stripes).max(axis=1)
-    return float(k.sum()), float((k > 0).sum())
+    return float(k.sum()), float((k > 0).sum()), int(k.max())
 
 
 def _count_blocks(s: sp.csr_array, rows: int) -> int:
