@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 from tvm.ir import StringImm
 from tvm.ir.expr import GenericConst
 from tvm.script.ir_builder import IRBuilder
@@ -29,6 +29,7 @@ __all__ = [
     "rebuild",
     "relax",
     "replace_main",
+    "te",
     "tensor",
     "text_of",
     "tirx",

@@ -23,6 +23,7 @@ from tvm_doping._tvm import relax, tensor, tvm
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import DopingError, InvalidInput
 from tvm_doping.frontend import Imported, Signature, import_model
+from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.models import load_model
 from tvm_doping.passes import REPORT, Context, pipeline, run_passes
 from tvm_doping.targets import Target, missing_features, resolve
@@ -121,7 +122,7 @@ def lower(
     imported = import_model(model, example)
     context = Context(target=machine, batch=batch, force=force, names=imported.names)
     mod = run_passes(imported.mod, pipeline(context), dump)
-    executable = tvm.compile(mod, machine.tvm())
+    executable = tvm.compile(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
     golden = _reference_run(imported, _golden_inputs(imported))
     runs = [golden, *_more_runs(imported, golden)]
     error = math.nan

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
-
-import numpy as np
 
 from tvm_doping._tvm import GenericConst, bindings, handle, op_name, rebuild, relax, replace_main
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.fuse import ARRAYS, REPORT
 
-# Constants of up to so many bytes stay in the code: they are scalars, indices and shapes.
-SMALLEST = 256
 PARAMETER = "weights"
 
 
 class LiftWeights:
-    """Constants above 256 bytes -> weights[i], and main(..., weights); they and their names go to `context.weights`.
+    """Constants -> weights[i], and main(..., weights); they and their names go to `context.weights`.
 
+    All of them, however small: for each constant in the code the runtime writes a warning when it loads it.
     Arrays of a kernel are named "<layer>.<array>", others as PyTorch names them. Without any, main still gets
     the parameter: the calling convention is one.
     """
@@ -67,7 +63,7 @@ class LiftWeights:
         for binding in bindings(mod["main"]):
             for name, c in _constants(getattr(binding, "value", None), mod):
                 key = handle(c.value)
-                if key in found or _bytes(c) <= SMALLEST:
+                if key in found:
                     continue
                 wanted = name or self.names.get(key) or f"constant_{len(found)}"
                 unique = next(n for n in (wanted, *(f"{wanted}_{i}" for i in range(2, 10_000))) if n not in taken)
@@ -99,10 +95,6 @@ def _mentions(expr: Any, variables: dict[int, Any]) -> bool:
         return hasattr(expr.value, "shape") and handle(expr.value) in variables
     parts = expr.args if isinstance(expr, relax.Call) else getattr(expr, "fields", [])
     return any(_mentions(part, variables) for part in parts)
-
-
-def _bytes(c: Any) -> int:
-    return math.prod(c.value.shape) * np.dtype(str(c.value.dtype)).itemsize
 
 
 def _item(weights: Any, index: int, ty: Any) -> Any:

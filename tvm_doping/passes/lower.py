@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_doping._tvm import relax, tvm
+from tvm_doping._tvm import array_of, relax, te, tvm
 from tvm_doping.passes.context import Context
 
 
@@ -16,7 +16,7 @@ class Lower:
 
     def __call__(self, mod: Any) -> Any:
         passes = [
-            relax.transform.LegalizeOps(),
+            relax.transform.LegalizeOps({"relax.take": _take}),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
@@ -24,3 +24,19 @@ class Lower:
         ]
         with self.target:
             return tvm.transform.Sequential(passes)(mod)
+
+
+def _take(builder: Any, call: Any) -> Any:
+    """x[..., i, ...] with a constant i: TVM's own loops read i from a tensor, and its copy from memory costs more than the row."""
+    x, indices = call.args
+    index, axis = array_of(indices), call.attrs.axis
+    if index is None or index.ndim or axis is None:
+        return relax.transform.legalize_ops.index._take(builder, call)
+    axis, at = int(axis), int(index)
+
+    def select(source: Any) -> Any:
+        wanted = at if at >= 0 else source.shape[axis] + at
+        shape = [*source.shape[:axis], *source.shape[axis + 1 :]]
+        return te.compute(shape, lambda *i: source[(*i[:axis], wanted, *i[axis:])], name="select")
+
+    return builder.call_te(select, x, primfunc_name_hint="select")

@@ -25,8 +25,8 @@ def pipeline(context: Context) -> list[Pass]:
         Choose(context),  # a plan for every layer
         Pack(context),  # weights -> the plan's arrays
         Fuse(context),  # a layer -> one kernel
-        LiftWeights(context),  # constants -> the parameter `weights`
         Lower(context),  # the rest -> TVM's own loops
+        LiftWeights(context),  # constants -> the parameter `weights`
     ]
 
 

@@ -26,11 +26,12 @@ class RecoverStructure:
 
     An expression B (x) C + S, U V + S, [D ; U V] + S or S alone is matched; any other fixed value is computed
     and searched for structure (`structures.recover`). What has none becomes Dense. Whatever is found is
-    rebuilt and compared with the value that it stands for.
+    rebuilt and compared with the value that it stands for. force={"structure": "dense"} leaves all of them dense.
     """
 
     def __init__(self, context: Context) -> None:
         self.names = context.names
+        self.dense = (context.force or {}).get("structure") == "dense"
 
     def __call__(self, mod: Any) -> Any:
         main = mod["main"]
@@ -61,7 +62,7 @@ class RecoverStructure:
             return weight
         key = weight if isinstance(weight, relax.Var) else handle(weight.value)
         if key not in known:
-            structure = recover(weight, values)
+            structure = recover(weight, values, dense=self.dense)
             arrays = structure.arrays()
             spec = json.dumps({**structures.to_spec(structure), "arrays": list(arrays)})
             known[key] = (spec, [constant(array) for array in arrays.values()])
@@ -71,9 +72,9 @@ class RecoverStructure:
         return before[-1][0]
 
 
-def recover(weight: Any, values: dict[Any, Any]) -> structures.Structure:
-    """The structure of a weight expression (m, n)."""
-    found = match_structure(weight, values)
+def recover(weight: Any, values: dict[Any, Any], *, dense: bool = False) -> structures.Structure:
+    """The structure of a weight expression (m, n); Dense, whatever it is, if so asked."""
+    found = None if dense else match_structure(weight, values)
     if found is not None:
         return found
     W = evaluate(weight, values)
@@ -84,7 +85,7 @@ def recover(weight: Any, values: dict[Any, Any]) -> structures.Structure:
             "one computed from the model's inputs",
             "Compute it from parameters only.",
         )
-    if W.size < SMALLEST:
+    if dense or W.size < SMALLEST:
         return structures.Dense(W)
     return structures.recover(W)
 
