@@ -17,6 +17,7 @@ from rich.console import Console
 from tvm_doping import bench
 from tvm_doping.bench import report
 from tvm_doping.errors import BenchError
+from tvm_doping.manifest import LayerReport
 
 pytestmark = pytest.mark.bench
 
@@ -43,18 +44,20 @@ def results() -> dict[str, Any]:
         for scope in ("lstm", "model")
         for steps in (1, 35)
     ]
-    layer = {
-        "name": "lstm.0",
-        "operation": "lstm",
-        "structure": "kronecker",
-        "format": "perm32",
-        "reason": "a < b & c",
-    }
+    layer = LayerReport(
+        name="lstm.0",
+        op="lstm",
+        structure="kronecker",
+        format="perm32",
+        reason="a < b & c",
+        bytes=1234567,
+        dense_bytes=23456789,
+    )
     facts = {
         "target": "znver4",
         "compression": {"by_parameters": 20.04, "by_bytes": 11.96},
         "golden_error": 1e-7,
-        "layers": [{**layer, "bytes": 1234567, "dense_bytes": 23456789}],
+        "layers": [layer.model_dump(exclude={"plan"}, mode="json")],
     }
     return {
         "format_version": 1,

@@ -1,0 +1,16 @@
+"""A dense build of the same model by TVM: this compiler with the weights left dense, so its own fused dense kernels.
+
+Not TVM's stock import of an nn.LSTM: that is unrolled over T, and its default CPU schedules leave the product of a
+matrix and a vector scalar (measured, two layers of H = 650, T = 1: 15 ms a call where this takes under 1).
+"""
+
+from __future__ import annotations
+
+from tvm_doping.bench.engines.doped import Doped
+from tvm_doping.bench.subject import Subject
+from tvm_doping.build import compile
+
+
+def engine(subject: Subject, *, threads: int, precision: str) -> Doped:
+    """The subject compiled with no structure recovered. Its kernels run on one thread, as the doped ones do."""
+    return Doped(compile(subject.module(), force={"structure": "dense"}))
