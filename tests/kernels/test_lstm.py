@@ -1,0 +1,90 @@
+"""The fused LSTM layer: every format, family, direction and target against float64, for dynamic T and N."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.kernels.conftest import HIDDEN, INPUTS, check_lstm, run_lstm, sparse_matrix, structure, target_or_skip, built
+from tvm_doping import schedules, structures
+from tvm_doping.kernels import lstm
+from tvm_doping.kernels.sparse import EMITTERS
+
+# One step and stream; a sequence that fills tiles of steps and leaves a remainder; a batch short of a tile; tiles and a rest.
+SHAPES = [(1, 1), (39, 1), (3, 5), (2, 37)]
+
+
+def doped(family: str, density: float, seed: int = 0) -> tuple[structures.Doped, structures.Doped]:
+    rng = np.random.default_rng(seed)
+    ih, hh = (
+        structures.Doped(structure(rng, family, 4 * HIDDEN, n), sparse_matrix(rng, 4 * HIDDEN, n, density)) for n in (INPUTS, HIDDEN)
+    )
+    return ih, hh
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("format", sorted(EMITTERS))
+def test_every_format_on_avx512(format: str, reverse: bool) -> None:
+    target, w = target_or_skip("x86-64-v4"), doped("kronecker", 0.25)
+    plan = schedules.choose_lstm(*w, reverse=reverse, target=target, force={"format": format})
+    assert plan.input.sparse == plan.recurrent.sparse == format
+    check_lstm(w, plan, target, SHAPES)
+
+
+@pytest.mark.parametrize("format", ["csr", "sell16", "block4", "block16"])
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3"])
+def test_formats_on_older_cpus(target: str, format: str) -> None:
+    machine, w = target_or_skip(target), doped("kronecker", 0.25)
+    check_lstm(w, schedules.choose_lstm(*w, reverse=False, target=machine, force={"format": format}), machine, SHAPES)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("family", ["kronecker", "low_rank", "hybrid", "dense", "zero"])
+def test_families(family: str, target: str) -> None:
+    machine, w = target_or_skip(target), doped(family, 0.1)
+    check_lstm(w, schedules.choose_lstm(*w, reverse=False, target=machine), machine, SHAPES)
+
+
+def test_fallback_runs_scalar_code() -> None:
+    target, w = target_or_skip("x86-64-v2"), doped("hybrid", 0.1)
+    from dataclasses import replace
+
+    plan = schedules.choose_lstm(*w, reverse=True, target=replace(target, name="unknown"))
+    assert plan.config.lanes == 1 and plan.rejected
+    check_lstm(w, plan, target, SHAPES)
+
+
+def test_order_of_the_kronecker_product() -> None:
+    """Both orders are the same product; shapes in which each of them is the cheaper one, wider than a register tile."""
+    target, rng = target_or_skip("x86-64-v4"), np.random.default_rng(3)
+    hidden = 30
+    for shape_b, shape_c, order in (((10, 15), (12, 2), "left"), ((60, 3), (2, 10), "right")):
+        factors = [(rng.standard_normal(s) * 0.3).astype("float32") for s in (shape_b, shape_c)]
+        w = (structures.Kronecker(*factors), structures.Kronecker(*factors))
+        plan = schedules.choose_lstm(*w, reverse=False, target=target)
+        assert plan.input.part.order == order and plan.hidden == hidden
+        check_lstm(w, plan, target, [(5, 1), (2, 19)])
+
+
+def test_empty_s_and_a_wide_layer_of_few_units() -> None:
+    target, rng = target_or_skip("x86-64-v4"), np.random.default_rng(4)
+    empty = sparse_matrix(rng, 4, 1, 0.0)
+    w = (
+        structures.Doped(structures.Zero((4, 70_000)), sparse_matrix(rng, 4, 70_000, 0.001)),
+        structures.Doped(structures.Zero((4, 1)), empty),
+    )
+    plan = schedules.choose_lstm(*w, reverse=False, target=target)
+    assert plan.recurrent.sparse is None
+    check_lstm(w, plan, target, [(2, 1), (1, 17)])
+
+
+def test_nan_stays_nan() -> None:
+    """A poisoned input must not come out as a number: clamps in the activations would hide it."""
+    target, w = target_or_skip("x86-64-v4"), doped("kronecker", 0.25)
+    plan = schedules.choose_lstm(*w, reverse=False, target=target)
+    arrays = lstm.pack(plan, *w, np.zeros(4 * HIDDEN, "float32"))
+    zeros = np.zeros((1, HIDDEN), "float32")
+    y, _, _ = run_lstm(
+        built(plan, arrays, lstm.prim_func, target), plan, arrays, np.full((1, 1, INPUTS), np.nan, "float32"), zeros, zeros
+    )
+    assert np.isnan(y).all()

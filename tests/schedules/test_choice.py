@@ -1,0 +1,56 @@
+"""What the schedules choose, what they refuse, and that the reasons are said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse as sp
+
+from tvm_doping import schedules, structures, targets
+from tvm_doping.errors import ScheduleError
+from tvm_doping.kernels import LstmPlan
+
+
+def doped(m: int, n: int, density: float, block: int = 1) -> structures.Doped:
+    rng = np.random.default_rng(0)
+    mask = np.repeat(rng.random((m // block, n)) < density, block, axis=0)
+    return structures.Doped(structures.Zero((m, n)), sp.csr_array((mask * rng.standard_normal((m, n))).astype("float32")))
+
+
+def formats(target: str, density: float, block: int = 1, size: int = 640) -> set[str | None]:
+    w = doped(4 * size, size, density, block)
+    plan = schedules.choose_lstm(w, w, reverse=False, target=targets.resolve(target))
+    assert plan.reason
+    return {plan.input.sparse, plan.recurrent.sparse}
+
+
+def test_blocks_are_recognised() -> None:
+    for target in ("x86-64-v2", "x86-64-v3", "x86-64-v4"):
+        assert formats(target, 0.05, block=16) == {"block16"}
+
+
+def test_unstructured_s_is_looked_up_in_registers_with_avx512_only() -> None:
+    assert formats("x86-64-v4", 0.05) <= {"perm32", "perm32_expand"}
+    for target in ("x86-64-v2", "x86-64-v3"):
+        assert not formats(target, 0.05) & {"perm32", "perm32_expand"}
+
+
+def test_a_batch_prefers_a_format_without_padding() -> None:
+    w, target = doped(2560, 640, 0.02), targets.resolve("x86-64-v4")
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=16)
+    assert plan.recurrent.sparse in ("csr", "sell16")
+
+
+@pytest.mark.parametrize("forced", ["perm32", "nonsense"])
+def test_refused_with_every_reason(forced: str) -> None:
+    w = doped(64, 16, 0.2)
+    with pytest.raises(ScheduleError, match="avx512f" if forced == "perm32" else "no such format"):
+        schedules.choose_lstm(w, w, reverse=False, target=targets.resolve("x86-64-v3"), force={"format": forced})
+
+
+def test_plans_survive_json() -> None:
+    w = doped(64, 16, 0.2)
+    plan = schedules.choose_lstm(w, w, reverse=True, target=targets.resolve("x86-64-v4"))
+    assert LstmPlan.from_json(plan.to_json()) == plan
+    linear = schedules.choose_linear(w, target=targets.resolve("x86-64-v3"))
+    assert type(linear).from_json(linear.to_json()) == linear
