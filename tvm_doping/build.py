@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -38,11 +39,23 @@ _COMPARED = ((1, 1), (37, 1), (2, 19))
 _SEED = 0
 
 
+@dataclass(frozen=True)
+class Library:
+    """The shared library of a compiled model."""
+
+    code: bytes
+
+    def export_library(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file."""
+        Path(path).write_bytes(self.code)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """What a bundle is made of.
 
-    executable    its VM function is main(*inputs, *state, weights) -> (*outputs, *new state), always a tuple;
+    executable    writes lib.so; its VM function is main(*inputs, *state, weights) -> (*outputs, *new state),
+                  always a tuple;
     weights       in the order of main's last parameter;
     layers        for each LSTM layer and direction and each linear layer, what the manifest says of it;
     compression   of all of `layers` together, "by_parameters" and "by_bytes";
@@ -51,7 +64,7 @@ class Compiled:
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
     """
 
-    executable: Any
+    executable: Library
     weights: dict[str, np.ndarray]
     signature: Signature
     target: Target
@@ -122,15 +135,21 @@ def lower(
     imported = import_model(model, example)
     context = Context(target=machine, batch=batch, force=force, names=imported.names)
     mod = run_passes(imported.mod, pipeline(context), dump)
-    executable = tvm.compile(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
     golden = _reference_run(imported, _golden_inputs(imported))
     runs = [golden, *_more_runs(imported, golden)]
     error = math.nan
-    if not missing_features(machine.features):
-        error = _compare(imported.signature, executable, context.weights, runs, tolerance)
+    executable = tvm.compile(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
+    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
+        path = Path(folder) / "lib.so"
+        executable.export_library(str(path))
+        library = Library(path.read_bytes())
+        # What is compared is the library itself: running the executable would generate all its code once more.
+        if not missing_features(machine.features):
+            loaded = tvm.runtime.load_module(str(path))
+            error = _compare(imported.signature, loaded, context.weights, runs, tolerance)
     layers = _layers(mod)
     return Compiled(
-        executable=executable,
+        executable=library,
         weights={name: value.numpy() for name, value in context.weights.items()},
         signature=imported.signature,
         target=machine,
@@ -217,10 +236,10 @@ def _sizes(signature: Signature, arrays: Arrays) -> dict[str, int]:
 
 
 def _compare(
-    signature: Signature, executable: Any, weights: Mapping[str, Any], runs: list[Arrays], tolerance: float
+    signature: Signature, library: Any, weights: Mapping[str, Any], runs: list[Arrays], tolerance: float
 ) -> float:
     """The largest |compiled - PyTorch|; DopingError where it exceeds the tolerance."""
-    main = relax.VirtualMachine(executable, tvm.cpu())["main"]
+    main = relax.VirtualMachine(library, tvm.cpu())["main"]
     names = [f"output.{spec.name}" for spec in signature.outputs]
     names += [f"new_state.{spec.name}" for spec in signature.state]
     worst = 0.0
