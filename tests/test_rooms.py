@@ -98,11 +98,11 @@ def complaints(path: Path, text: str) -> list[str]:
     for name, at_import, line in imports(ast.parse(text), path):
         top, *rest = name.split(".")
         where = f"{path.relative_to(PACKAGE)}:{line}: {room} imports {name}"
-        if top == "tvm_doping":
+        if top == "tvm_doping" and rest != ["__version__"]:
             other = rest[0] if rest and rest[0] in LEVEL else "__init__"
             if room != "__init__" and LEVEL[other] > LEVEL[room]:
                 found.append(f"{where}, a room below it")
-        elif top not in sys.stdlib_module_names:
+        elif top not in sys.stdlib_module_names | {"tvm_doping"}:
             if room in ONLY and top not in ONLY[room]:
                 found.append(f"{where}; it may import {sorted(ONLY[room]) or 'the standard library'} only")
             if top == "torch" and (room not in TORCH or (at_import and room in LATE)):

@@ -18,8 +18,7 @@ import tvm_ffi
 from torch import nn
 from torch.export import ExportedProgram
 
-import tvm_doping
-from tvm_doping import checkpoint
+from tvm_doping import __version__, checkpoint
 from tvm_doping._tvm import relax, tensor, tvm
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import DopingError, InvalidInput
@@ -162,7 +161,7 @@ def lower(
         versions={
             **{name: metadata.version(package) for name, package in _PACKAGES.items()},
             "python": platform.python_version(),
-            "tvm_doping": tvm_doping.__version__,
+            "tvm_doping": __version__,
         },
     )
 

@@ -1,7 +1,7 @@
-"""A dense build of the same model by TVM: this compiler with the weights left dense, so its own fused dense kernels.
+"""A dense build of the same model by TVM: this compiler with its fused kernels, all weights left dense.
 
-Not TVM's stock import of an nn.LSTM: that is unrolled over T, and its default CPU schedules leave the product of a
-matrix and a vector scalar (measured, two layers of H = 650, T = 1: 15 ms a call where this takes under 1).
+Not TVM's stock import of an nn.LSTM: that is unrolled over T, and its default CPU schedules leave the product
+of a matrix and a vector scalar (two layers of H = 650, T = 1: 15 ms a call where this takes under 1).
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ from tvm_doping.build import compile
 
 
 def engine(subject: Subject, *, threads: int, precision: str) -> Doped:
-    """The subject compiled with no structure recovered. Its kernels run on one thread, as the doped ones do."""
+    """The subject, no structure recovered; on one thread, as all kernels of this compiler are."""
     return Doped(compile(subject.module(), force={"structure": "dense"}))
