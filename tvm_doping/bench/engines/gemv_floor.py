@@ -1,4 +1,4 @@
-"""The least a dense fp32 LSTM can do: its matrix products alone, no gates, by the fastest of several libraries.
+"""The least a dense fp32 LSTM can do: its matrix products alone, no gates, by the fastest of several ways.
 
 At T = 1 and N = 1 this is reading every weight once, so it is the bandwidth of whatever memory holds them. At
 larger T it is no strict bound: a runtime that packs its weights may beat a BLAS that cannot.
@@ -81,19 +81,19 @@ def _product(w: np.ndarray, columns: int) -> Callable[[], object]:
 
 
 def _compiled(weights: list[np.ndarray]) -> Callable[[], object]:
-    """Every weight times a vector, in one call of compiled code: dense kernels that prefetch, unlike a BLAS."""
+    """Every weight times a vector in one call of compiled code, whose order of reading suits memory."""
 
     class Products(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = torch.nn.ModuleList(
-                torch.nn.Linear(w.shape[1], w.shape[0], bias=False) for w in weights
-            )
-            for layer, w in zip(self.layers, weights, strict=True):
+            layers = [torch.nn.Linear(w.shape[1], w.shape[0], bias=False) for w in weights]
+            for layer, w in zip(layers, weights, strict=True):
                 layer.weight.data = torch.from_numpy(w)
+            self.layers, self.widths = torch.nn.ModuleList(layers), [w.shape[1] for w in weights]
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([layer(x[:, : layer.weight.shape[1]]) for layer in self.layers], dim=1)
+            pairs = zip(self.layers, self.widths, strict=True)
+            return torch.cat([layer(x[:, :width]) for layer, width in pairs], dim=1)
 
     x = np.ones((1, max(w.shape[1] for w in weights)), "float32")
     module = Products().eval()
