@@ -16,6 +16,7 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
         config=Config(lanes=1, registers=8),
         cycles=cycles,
         tile_cycles=cycles,
+        bytes=8.0 * layer.sparse.nnz,
         reason=f"no schedule knows {target.name}: scalar code",
     )
 

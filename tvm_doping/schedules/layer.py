@@ -33,7 +33,7 @@ class Layer:
 class Candidate:
     """One way to run a product.
 
-    cycles  what S is predicted to take for one stream; tile_cycles: for a tile of one stream a lane.
+    cycles  what S is predicted to take for one stream; tile_cycles: for a tile of one stream a lane. bytes: what S takes.
     """
 
     format: str | None
@@ -41,6 +41,7 @@ class Candidate:
     config: Config
     cycles: float
     tile_cycles: float
+    bytes: float
     reason: str
 
 

@@ -23,6 +23,13 @@ _L2, _L3, _MEMORY = 60.0, 25.0, 9.0
 _TILE_FMA = 1.1
 # Each number of slots has a loop of its own; deeper cells are split (a code of 78 unrolled slots still fits the L1).
 _MAX_SLOTS = 12
+# A model is doped to be small: a format that stores more than this times the bytes of the most compact one is not chosen unless
+# it is forced (16x1 blocks of an unstructured S would be a little faster at times, and ten times as large).
+_MOST_BYTES = 2.5
+# Of formats this close to the fastest, the smallest is chosen: the prediction is no better than that.
+_CLOSE = 1.15
+# A cache is shared by the products of a model, four for a two-layer LSTM, and by what runs beside it.
+_SHARE = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +51,21 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
     if not candidates:
         reasons = [f"{name}: {_refusal(name, layer, target)}" for name in sorted(allowed or ())]
         return Declined(reason="x86: " + "; ".join(reasons))
+    least = min(c.bytes for c in candidates)
+    candidates = [c for c in candidates if c.bytes <= _MOST_BYTES * least]
     full, rest = divmod(layer.batch, target.lanes)
 
     def time(c: Candidate) -> float:
         return full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)
 
-    return min(candidates, key=time)
+    close = _CLOSE * min(time(c) for c in candidates)
+    return min((c for c in candidates if time(c) <= close), key=lambda c: c.bytes)
 
 
 def space(layer: Layer, target: Target) -> list[Candidate]:
     """Every format that this product can take on this target, with its predicted cycles."""
     if not layer.sparse.nnz:
-        return [Candidate(format=None, config=_config(target, 4), cycles=0.0, tile_cycles=0.0, reason="S is empty")]
+        return [Candidate(format=None, config=_config(target, 4), cycles=0.0, tile_cycles=0.0, bytes=0.0, reason="S is empty")]
     return [
         _candidate(name, estimate(layer, target), layer, target)
         for name, estimate in _ESTIMATES.items()
@@ -64,13 +74,13 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
 
 
 def _candidate(name: str, cost: _Cost, layer: Layer, target: Target) -> Candidate:
-    bandwidth = _L2 if cost.bytes < 0.5 * target.l2 else _L3 if cost.bytes < 0.5 * target.l3 else _MEMORY
+    bandwidth = _L2 if cost.bytes < _SHARE * target.l2 else _L3 if cost.bytes < _SHARE * target.l3 else _MEMORY
     transfer = cost.bytes / bandwidth
     cycles, tile = max(transfer, cost.cycles), max(transfer, cost.terms * _TILE_FMA)
     bound = "reading" if transfer > cost.cycles else "computing"
     reason = f"{cost.note}; {cycles / 1000:.0f}k cycles a step predicted, bound by {bound}"
     config = _config(target, int(np.ceil(tile / cycles)))
-    return Candidate(format=name, params=cost.params, config=config, cycles=cycles, tile_cycles=tile, reason=reason)
+    return Candidate(format=name, params=cost.params, config=config, cycles=cycles, tile_cycles=tile, bytes=cost.bytes, reason=reason)
 
 
 def _config(target: Target, worth: int) -> Config:
@@ -131,9 +141,9 @@ def _perm32(layer: Layer, target: Target) -> _Cost:
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
     slots, cells, deepest = _cells(layer.sparse)
-    # 1.5 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
+    # 0.7 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
     return _Cost(
-        cycles=3.0 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
+        cycles=2.2 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
         terms=slots * 20,
         bytes=slots * 18 + 4.0 * layer.sparse.nnz + cells * 2,
         note="values unpadded",
