@@ -73,23 +73,32 @@ def _load_runtime() -> None:
 
 _ffi = _import_ffi()
 _load_runtime()
+Function = _ffi.Function
 from_dlpack = _ffi.from_dlpack
 as_numpy = np.from_dlpack
 item = _ffi.get_global_func("ffi.ArrayGetItem")  # results[i], at a third of the price of Array.__getitem__
 
 
 def open_library(path: Path) -> Any:
-    """The function `main` of a compiled library, on a Relax VM of its own."""
-    library = _ffi.load_module(
-        str(path.resolve())
-    )  # a name without a slash would be searched for, not opened
+    """A compiled library, loaded into this process."""
+    return _ffi.load_module(str(path.resolve()))  # a name without a slash would be searched for, not opened
+
+
+def new_machine(library: Any) -> Any:
+    """A Relax VM of its own over a library; machine["main"] is its function."""
     machine = library["vm_load_executable"]()
     machine["vm_initialization"](_CPU, _FIRST, _POOLED)
-    return machine["main"]
+    return machine
 
 
 def pack_weights(arrays: list[Any]) -> Any:
-    """The weights as the one tuple that `main` takes, converted once: a Python tuple would be converted at
-    every call.
+    """The weights as the one tuple that `main` takes.
+
+    Converted once: a Python tuple would be converted at every call.
     """
     return _ffi.convert([from_dlpack(array) for array in arrays])
+
+
+def weights_of(packed: Any) -> list[Any]:
+    """The tensors that `pack_weights` packed."""
+    return list(packed)

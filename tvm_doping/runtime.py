@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_doping._runtime import as_numpy, from_dlpack, item, open_library, pack_weights
-from tvm_doping.arrays import aligned_copy, aligned_empty, aligned_zeros, is_usable
+from tvm_doping._runtime import (
+    as_numpy,
+    from_dlpack,
+    item,
+    new_machine,
+    open_library,
+    pack_weights,
+    weights_of,
+)
+from tvm_doping.arrays import aligned_copy, is_usable
 from tvm_doping.bundle import LIBRARY, Bundle, check_machine
 from tvm_doping.errors import BundleError, InvalidInput, SessionError
-from tvm_doping.signature import bind, check_range, first_step, mismatch, sizes, timeless
+from tvm_doping.replay import Replay, record
+from tvm_doping.signature import bind, check_range, first_step, mismatch, timeless
+from tvm_doping.stream import Stream
 
 if TYPE_CHECKING:
     from tvm_doping.manifest import Manifest, TensorSpec
@@ -57,17 +67,15 @@ class Session:
         self.bundle = bundle
         self._manifest: Manifest = bundle.manifest
         self._lock = Lock()
-        self._main: Any = _load_main(bundle)
+        self._library: Any = _load_library(bundle)
+        self._main: Any = _main_of(self._library, bundle)
         self._weights: Any = pack_weights(list(bundle.weights.values()))
         self._given_batch = batch
         self._count = len(bundle.manifest.outputs)
         self._squeeze = [first_step(spec) for spec in bundle.manifest.outputs]
         self._aliased: bool | None = None  # not known before the first call
-        self._slots: list[_Slot] = []
-        self._step_tensors: list[Any] = []
-        self._state: list[Any] = []
-        self._symbols: dict[str, int] = {}
-        self._bound = False  # whether the sizes of the stream are fixed
+        self._stream: Stream | None = None  # its sizes are fixed, by load() or by the first input
+        self._spare: Stream | None = None  # after reset(), for the next input of the same sizes
         self._clear()
         if verify:
             self.verify()
@@ -75,7 +83,7 @@ class Session:
     @property
     def batch(self) -> int | None:
         """N, the number of streams side by side; None while the first input has yet to decide it."""
-        return self._symbols.get("N")
+        return None if self._stream is None else self._stream.symbols.get("N")
 
     @property
     def closed(self) -> bool:
@@ -87,23 +95,25 @@ class Session:
         dtype.
         """
         with self._lock:
-            slots = self._slots or self._open_slots(inputs)
-            if len(inputs) != len(slots) or self._main is None:
+            stream = self._stream
+            if stream is None or not stream.slots:
+                stream = self._begin_steps(inputs)
+            if len(inputs) != len(stream.slots):
                 self._refuse_call(inputs)
-            for array, slot in zip(inputs, slots, strict=True):
+            for array, slot in zip(inputs, stream.slots, strict=True):
                 if (
                     not isinstance(array, np.ndarray)
                     or array.dtype != slot.dtype
                     or array.shape != slot.shape
                 ):
                     raise mismatch(slot.spec, slot.shape, array)
-                if slot.spec.below is not None:
+                if slot.below is not None:
                     check_range(slot.spec, array)
                 slot.view[...] = array
-            outputs = self._advance(self._step_tensors)
-        if len(outputs) == 1:
-            return outputs[0][self._squeeze[0]]
-        return tuple(array[at] for array, at in zip(outputs, self._squeeze, strict=True))
+            if not stream.recorded:
+                self._record(stream)
+            outputs = self._advance(stream) if stream.replay is None else self._again(stream.replay)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def run(self, *inputs: np.ndarray) -> Arrays:
         """T time steps at once: inputs and outputs with their time axis. Raises SessionError for a wrong
@@ -112,12 +122,9 @@ class Session:
         with self._lock:
             if len(inputs) != len(self._manifest.inputs) or self._main is None:
                 self._refuse_call(inputs)
-            symbols = bind(self._manifest.inputs, inputs, self._symbols)
-            symbols.pop("T", None)
-            if not self._bound:
-                self._fix(symbols)
+            stream = self._fitting(bind(self._manifest.inputs, inputs, self._known()))
             tensors = [from_dlpack(array if is_usable(array) else aligned_copy(array)) for array in inputs]
-            outputs = self._advance(tensors)
+            outputs = self._call_stream(stream, tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def reset(self) -> None:
@@ -133,16 +140,17 @@ class Session:
         """
         with self._lock:
             self._refuse_closed()
-            if self._manifest.state and not self._bound:
+            if not self._manifest.state:
+                return {}
+            if self._stream is None:
                 raise SessionError(
                     "state",
                     "a known batch",
                     "a session that has seen no input",
                     "Give the batch at load, or run a step first.",
                 )
-            return {
-                s.name: as_numpy(t).copy() for s, t in zip(self._manifest.state, self._state, strict=True)
-            }
+            names = [spec.name for spec in self._manifest.state]
+            return {name: array.copy() for name, array in zip(names, self._stream.state, strict=True)}
 
     @state.setter
     def state(self, values: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> None:
@@ -164,10 +172,10 @@ class Session:
                 raise SessionError(
                     "state", f"{len(specs)} arrays", str(len(arrays)), "Set all of it at once."
                 )
-            symbols = bind(specs, arrays, self._symbols)
-            if not self._bound and specs:
-                self._fix(symbols)
-            self._state = [from_dlpack(aligned_copy(array)) for array in arrays]
+            symbols = bind(specs, arrays, self._known())
+            if specs:
+                for buffer, array in zip(self._fitting(symbols).state, arrays, strict=True):
+                    buffer[...] = array
 
     def verify(self) -> float:
         """Run the golden input from its own state; return the largest |got - golden|. The stream goes on.
@@ -198,8 +206,8 @@ class Session:
         is.
         """
         with self._lock:
-            self._clear()
-            self._main = self._weights = None
+            self._stream = self._spare = None
+            self._library = self._main = self._weights = None
 
     def __enter__(self) -> Session:
         self._refuse_closed()
@@ -229,48 +237,72 @@ class Session:
             results = self._main(*tensors, *state, self._weights)
             return list(map(item, repeat(results), range(self._count + len(state))))
         except Exception as error:
-            raise SessionError(
-                f"bundle {self._manifest.name!r}",
-                "code that takes and returns what its manifest lists",
-                str(error).strip()[:400],
-                "Compile the model anew.",
-            ) from error
+            raise self._broken(error) from error
 
-    def _advance(self, tensors: list[Any]) -> list[np.ndarray]:
-        """Call the model, keep the new state, return the outputs."""
-        results = self._call(tensors, self._state)
-        outputs = list(map(as_numpy, results[: self._count]))
-        state = results[self._count :]
+    def _call_stream(self, stream: Stream, tensors: list[Any]) -> list[np.ndarray]:
+        """Call the model on the VM, keep the new state, return the outputs."""
+        results = list(map(as_numpy, self._call(tensors, stream.state_tensors)))
+        outputs, state = results[: self._count], [array.copy() for array in results[self._count :]]
         if self._aliased is None:
-            self._aliased = _share_memory(outputs, state, [*tensors, *self._weights])
-        if self._aliased:
+            given = map(as_numpy, (*tensors, *stream.state_tensors, *weights_of(self._weights)))
+            self._aliased = any(np.may_share_memory(a, b) for b in given for a in outputs)
+        if (
+            self._aliased
+        ):  # a graph may hand an input or weight straight back; outputs are the caller's to change
             outputs = [array.copy() for array in outputs]
-            state = [from_dlpack(aligned_copy(as_numpy(tensor))) for tensor in state]
-        self._state = state
+        for buffer, array in zip(stream.state, state, strict=True):
+            if buffer.shape != array.shape:
+                raise self._broken(f"a new state of shape {array.shape} after one of {buffer.shape}")
+        for buffer, array in zip(stream.state, state, strict=True):
+            buffer[...] = array
         return outputs
 
+    def _advance(self, stream: Stream) -> list[np.ndarray]:
+        """One step on the VM."""
+        outputs = self._call_stream(stream, stream.step_tensors)
+        return [array[at] for array, at in zip(outputs, self._squeeze, strict=True)]
+
+    def _again(self, replay: Replay) -> list[np.ndarray]:
+        """One step without the VM."""
+        try:
+            return replay.step()
+        except Exception as error:
+            raise self._broken(error) from error
+
+    def _record(self, stream: Stream) -> None:
+        stream.recorded = True
+        try:
+            stream.replay = record(
+                self._library, stream.step_tensors, stream.state_tensors, self._weights, self._squeeze
+            )
+        except Exception as error:
+            raise self._broken(error) from error
+
+    def _known(self) -> dict[str, int]:
+        """The sizes that are fixed."""
+        if self._stream is not None:
+            return self._stream.symbols
+        return {} if self._given_batch is None else {"N": self._given_batch}
+
     def _clear(self) -> None:
-        self._slots, self._step_tensors, self._state = [], [], []
-        self._symbols = {}
-        self._bound = False
+        """The zero state, and no sizes fixed but those that need no input."""
+        self._spare, self._stream = self._stream or self._spare, None
         dims = {dim for spec in self._manifest.inputs for dim in spec.shape if isinstance(dim, str)} - {"T"}
-        if not dims:
-            self._fix({})
-        elif self._given_batch is not None and dims == {"N"}:
-            self._fix({"N": self._given_batch})
+        if dims <= set(self._known()):
+            self._fitting(self._known())
 
-    def _fix(self, symbols: Mapping[str, int]) -> None:
-        """Fix the sizes of the stream, and start it from the zero state."""
-        self._symbols = dict(symbols)
-        self._state = [
-            from_dlpack(aligned_zeros(sizes(spec, symbols), spec.dtype)) for spec in self._manifest.state
-        ]
-        self._bound = True
+    def _fitting(self, symbols: Mapping[str, int]) -> Stream:
+        """The stream, begun from the zero state with these sizes where it has none yet."""
+        if self._stream is None:
+            fixed = {name: size for name, size in symbols.items() if name != "T"}
+            if self._spare is None or self._spare.symbols != fixed:
+                self._spare = Stream(self._manifest, fixed)
+            self._stream = self._spare
+            for buffer in self._stream.state:
+                buffer.fill(0)
+        return self._stream
 
-    def _open_slots(self, inputs: Sequence[np.ndarray]) -> list[_Slot]:
-        """Fixed, aligned buffers that step() copies its inputs into: cheaper than checking each array's
-        alignment.
-        """
+    def _begin_steps(self, inputs: Sequence[np.ndarray]) -> Stream:
         specs = self._manifest.inputs
         if self._main is None or len(inputs) != len(specs):
             self._refuse_call(inputs)
@@ -281,11 +313,18 @@ class Session:
                 "one step",
                 "Use run(xs).",
             )
-        if not self._bound:
-            self._fix(bind([timeless(spec) for spec in specs], inputs, self._symbols))
-        self._slots = [_Slot(spec, self._symbols) for spec in specs]
-        self._step_tensors = [from_dlpack(slot.buffer) for slot in self._slots]
-        return self._slots
+        symbols = bind([timeless(spec) for spec in specs], inputs, self._known())
+        stream = self._fitting(symbols)
+        stream.open_slots(specs, symbols)
+        return stream
+
+    def _broken(self, got: object) -> SessionError:
+        return SessionError(
+            f"bundle {self._manifest.name!r}",
+            "code that takes and returns what its manifest lists",
+            str(got).strip()[:400],
+            "Compile the model anew.",
+        )
 
     def _refuse_call(self, inputs: Sequence[object]) -> None:
         self._refuse_closed()
@@ -308,20 +347,7 @@ class Session:
             )
 
 
-class _Slot:
-    """The buffer of one input of step(): `buffer` with a time axis of 1, `view` the same without it."""
-
-    __slots__ = ("buffer", "dtype", "shape", "spec", "view")
-
-    def __init__(self, spec: TensorSpec, symbols: Mapping[str, int]) -> None:
-        self.spec = spec
-        self.dtype = np.dtype(spec.dtype)
-        self.buffer = aligned_empty(sizes(spec, {**symbols, "T": 1}), self.dtype)
-        self.shape = sizes(timeless(spec), symbols)
-        self.view = self.buffer.reshape(self.shape)
-
-
-def _load_main(bundle: Bundle) -> Any:
+def _load_library(bundle: Bundle) -> Any:
     try:
         if bundle.folder is not None:
             return open_library(bundle.folder / LIBRARY)
@@ -332,22 +358,23 @@ def _load_main(bundle: Bundle) -> Any:
             path.write_bytes(bundle.library)
             return open_library(path)
     except (RuntimeError, ValueError, AttributeError, OSError) as error:
-        raise BundleError(
-            f"bundle {bundle.manifest.name!r}",
-            "a library that this TVM runtime loads",
-            str(error).strip()[:400],
-            "Compile the model anew.",
-        ) from error
+        raise _unloadable(bundle, error) from error
 
 
-def _share_memory(outputs: Sequence[np.ndarray], state: Sequence[Any], given: Sequence[Any]) -> bool:
-    """Whether a graph hands an input or weight straight back, or one array as output and as state.
+def _main_of(library: Any, bundle: Bundle) -> Any:
+    try:
+        return new_machine(library)["main"]
+    except (RuntimeError, ValueError, AttributeError) as error:
+        raise _unloadable(bundle, error) from error
 
-    Such results are copied, because a step's buffers are overwritten and outputs are the caller's to change.
-    """
-    states, givens = ([as_numpy(tensor) for tensor in tensors] for tensors in (state, given))
-    pairs = [(a, b) for a in outputs for b in (*states, *givens)] + [(a, b) for a in states for b in givens]
-    return any(np.may_share_memory(a, b) for a, b in pairs)
+
+def _unloadable(bundle: Bundle, error: Exception) -> BundleError:
+    return BundleError(
+        f"bundle {bundle.manifest.name!r}",
+        "a library that this TVM runtime loads",
+        str(error).strip()[:400],
+        "Compile the model anew.",
+    )
 
 
 def _compare(manifest: Manifest, name: str, got: np.ndarray, golden: np.ndarray) -> float:
