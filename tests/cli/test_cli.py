@@ -133,10 +133,13 @@ def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
         parameters=1000,
         dense_parameters=25_000,
     )
+    dense = LayerReport(
+        name="output", op="linear", bytes=400, dense_bytes=400, parameters=100, dense_parameters=100
+    )
     manifest = bundle.manifest.model_copy(
         update={
-            "layers": (layer,),
-            "compression": Compression(by_parameters=25.0, by_bytes=20.0),
+            "layers": (layer, dense),
+            "compression": Compression(by_parameters=24.0, by_bytes=19.0),
             "metrics": {"test_perplexity": 82.14},
         }
     )
@@ -147,8 +150,8 @@ def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
     for text in (
         "T x N x 8",
         "perm32",
-        "25.0x",
-        "20.0x",
+        "24.0x by parameters, 19.0x by bytes stored, all layers",
+        "25.0x by parameters, 20.0x by bytes stored, 1 doped layers alone",
         "1.0 MiB",
         "AVX-512 and 2",
         "82.14",

@@ -100,13 +100,20 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
     stored = table("", "", "")
     stored.show_header = False
     if manifest.compression is not None:
-        counted = manifest.compression
+        by = manifest.compression
         stored.add_row(
             "compression",
-            f"{counted.by_parameters:.1f}x by parameters, {counted.by_bytes:.1f}x by bytes stored",
+            f"{by.by_parameters:.1f}x by parameters, {by.by_bytes:.1f}x by bytes stored, all layers",
+        )
+    doped = [layer for layer in manifest.layers if layer.parameters < layer.dense_parameters]
+    if 0 < len(doped) < len(manifest.layers):
+        parameters = ratio(sum(x.dense_parameters for x in doped), sum(x.parameters for x in doped))
+        stored_bytes = ratio(sum(x.dense_bytes for x in doped), sum(x.bytes for x in doped))
+        stored.add_row(
+            "", f"{parameters} by parameters, {stored_bytes} by bytes stored, {len(doped)} doped layers alone"
         )
     for name, value in manifest.metrics.items():
-        if "perplexity" in name and isinstance(value, float):
+        if name.endswith("_perplexity") and isinstance(value, float):
             stored.add_row(name.replace("_", " "), f"{value:,.2f}")
     code = (
         f"library {size(len(bundle.library))}, weights {size(bundle.bytes)} in {len(bundle.weights)} arrays"

@@ -61,6 +61,6 @@ def train(
     metrics = start(recipe, data, folder, resume=resume, overrides=settings(set_, "--set"), dense=dense)
     screen = console()
     for name, value in metrics.items():
-        if "perplexity" in name and value is not None:
+        if name.endswith("_perplexity") and value is not None:
             screen.print(f"{name.replace('_', ' ')}: {value:.2f}")
     screen.print(f"-> {folder}")
