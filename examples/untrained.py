@@ -16,14 +16,22 @@ from tvm_doping import checkpoint, models
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", help="run folder to write")
-    parser.add_argument("--hidden", type=int, default=1500, help="hidden units, and the size of the embedding")
+    parser.add_argument(
+        "--hidden", type=int, default=1500, help="hidden units, and the size of the embedding"
+    )
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--compression", type=float, default=20.0, help="of each LSTM weight, by parameters")
-    parser.add_argument("--structure", default="kronecker", help="kronecker, low_rank, hybrid or zero (pruned)")
-    parser.add_argument("--pattern", default="unstructured", help="unstructured, nm32, block4, block8 or block16")
+    parser.add_argument(
+        "--structure", default="kronecker", help="kronecker, low_rank, hybrid or zero (pruned)"
+    )
+    parser.add_argument(
+        "--pattern", default="unstructured", help="unstructured, nm32, block4, block8 or block16"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(0)

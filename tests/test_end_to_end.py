@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tvm_doping
-from tvm_doping import models, targets
+from tvm_doping import checkpoint, models, targets
 from tvm_doping.models.train import train
 
 STEPS = 100
@@ -42,7 +42,8 @@ def test_a_trained_model_equals_pytorch_over_100_steps(trained: Path, target: st
     session = tvm_doping.load(tmp_path / "bundle", verify=True)
 
     model = models.load_model(trained)
-    tokens = np.random.default_rng(0).integers(0, model.output.out_features, (STEPS, 1))
+    vocabulary = len(checkpoint.read_config(trained)["vocabulary"])
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (STEPS, 1))
     with torch.no_grad():
         logits, (h, c) = model(torch.from_numpy(tokens))
 

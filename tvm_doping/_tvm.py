@@ -130,4 +130,6 @@ def replace_main(mod: Any, function: Any, **others: Any) -> Any:
     """The module with another `main`, and more functions by name."""
     functions = {gv: f for gv, f in mod.functions_items() if gv.name_hint != "main"}
     functions |= {tvm.ir.GlobalVar(name): f for name, f in others.items()}
-    return tvm.IRModule({**functions, mod.get_global_var("main"): function}, attrs=mod.attrs)
+    new = tvm.IRModule({**functions, mod.get_global_var("main"): function}, attrs=mod.attrs)
+    # A function put together by hand lacks the types of its blocks, on which the checks of well-formedness abort.
+    return relax.transform.Normalize()(new)

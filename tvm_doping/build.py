@@ -26,6 +26,7 @@ from tvm_doping.frontend import Imported, Signature, import_model
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.models import load_model
 from tvm_doping.passes import REPORT, Context, pipeline, run_passes
+from tvm_doping.sparsity import FORMATS
 from tvm_doping.targets import Target, missing_features, resolve
 
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
@@ -82,7 +83,6 @@ def compile(
     *,
     example: Any = None,
     batch: int = 1,
-    records: str | os.PathLike[str] | None = None,
     dump: str | os.PathLike[str] | None = None,
     force: Mapping[str, Any] | None = None,
     tolerance: float = 1e-5,
@@ -93,14 +93,13 @@ def compile(
     example    inputs to trace the model with, a tuple; guessed from the model if left out;
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
     dump       a folder that gets the IR after each pass;
-    force      choices of the schedules, e.g. {"format": "csr"};
+    force      {"format": name}: the sparse format of every weight that has an S; {"structure": "dense"}: weights as
+               they are, no structure is looked for;
     tolerance  largest difference from PyTorch, relative to max(1, largest output).
 
     Raises UnsupportedModel for what cannot be imported, ScheduleError for a forced choice that no schedule
     accepts, DopingError where compiled code and PyTorch differ by more than the tolerance.
     """
-    if records is not None:
-        raise InvalidInput("records", "none: this version chooses by its own rules", f"{records}", "Leave it out.")
     compiled = lower(model, target, example=example, batch=batch, dump=dump, force=force, tolerance=tolerance)
     if not isinstance(model, str | os.PathLike):
         return Bundle.from_compiled(compiled, name=type(model).__name__)
@@ -126,6 +125,7 @@ def lower(
     """What `compile` puts into the bundle."""
     if batch < 1:
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
+    _check_force(force or {})
     metrics: dict[str, Any] = {}
     if isinstance(model, str | os.PathLike):
         metrics = dict(checkpoint.read_config(model).get("metrics") or {})
@@ -167,6 +167,18 @@ def lower(
     )
 
 
+def _check_force(force: Mapping[str, Any]) -> None:
+    """Names and values that nothing would look at are errors: a typing error must not pass for a choice."""
+    known = {"format": tuple(FORMATS), "structure": ("dense",)}
+    for name, value in force.items():
+        if name not in known:
+            raise InvalidInput("force", f"one of {', '.join(known)}", repr(name), "Correct the name.")
+        if value not in known[name]:
+            raise InvalidInput(
+                f"force {name}", f"one of {', '.join(known[name])}", repr(value), "Correct the value."
+            )
+
+
 def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
     functions = (f for _, f in mod.functions_items() if f.attrs and REPORT in f.attrs)
     return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
@@ -174,7 +186,8 @@ def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
 
 def _compression(layers: tuple[dict[str, Any], ...]) -> dict[str, float]:
     total = {
-        key: sum(layer[key] for layer in layers) for key in ("parameters", "dense_parameters", "bytes", "dense_bytes")
+        key: sum(layer[key] for layer in layers)
+        for key in ("parameters", "dense_parameters", "bytes", "dense_bytes")
     }
     return {
         "by_parameters": total["dense_parameters"] / max(1, total["parameters"]),
@@ -255,7 +268,9 @@ def _compare(
                 raise DopingError(
                     f"{name} of the compiled model, inputs of {[array.shape for array in inputs]}",
                     f"PyTorch's values within {allowed:.3g}",
-                    f"{error:.3g} off" if got.shape == wanted.shape else f"shape {got.shape}, not {wanted.shape}",
+                    f"{error:.3g} off"
+                    if got.shape == wanted.shape
+                    else f"shape {got.shape}, not {wanted.shape}",
                     "Raise the tolerance if that is only rounding; else force another format, and report it.",
                 )
             worst = max(worst, error)

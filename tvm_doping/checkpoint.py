@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialise
 
 from tvm_doping.errors import CheckpointError, DopingError
 from tvm_doping.structures import Structure, compression, from_spec, to_spec
@@ -66,7 +67,7 @@ def save(
     for name, structure in structures.items():
         arrays |= {f"{name}::{key}": np.ascontiguousarray(array) for key, array in structure.arrays().items()}
     weights = out / f".{WEIGHTS}.{os.getpid()}"
-    save_file(arrays, weights)
+    weights.write_bytes(serialise(arrays))  # save_file would leave a file that only its owner can read
     full = {
         **config,
         "format_version": FORMAT_VERSION,

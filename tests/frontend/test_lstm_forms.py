@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.frontend.running import Program, check, close, inputs
 from torch import nn
 
+from tests.frontend.running import Program, check, close, inputs
 from tvm_doping._tvm import bindings, dps_call, text_of
 from tvm_doping.frontend import import_model
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.frontend.running import check, exported, inputs
 from torch import nn
 from torch.export import Dim
 
+from tests.frontend.running import check, exported, inputs
 from tvm_doping._tvm import bindings, dps_call, text_of
 from tvm_doping.errors import InvalidInput
 from tvm_doping.frontend import import_model

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.frontend.running import Program, check, inputs
 from torch import nn
 
+from tests.frontend.running import Program, check, inputs
 from tvm_doping.frontend import import_model
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.frontend.running import exported
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from tests.frontend.running import exported
 from tvm_doping.errors import UnsupportedModel
 from tvm_doping.frontend import import_model
 

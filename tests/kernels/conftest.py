@@ -41,7 +41,11 @@ def structure(rng: np.random.Generator, family: str, m: int, n: int) -> Any:
         return (rng.standard_normal(shape) * 0.4).astype("float32")
 
     if family == "kronecker":
-        return structures.Kronecker(array(4, n), array(13, 1)) if n == 13 else structures.Kronecker(array(26, 3), array(2, 4))
+        return (
+            structures.Kronecker(array(4, n), array(13, 1))
+            if n == 13
+            else structures.Kronecker(array(26, 3), array(2, 4))
+        )
     if family == "low_rank":
         return structures.LowRank(array(m, 3), array(3, n))
     if family == "hybrid":
@@ -51,7 +55,9 @@ def structure(rng: np.random.Generator, family: str, m: int, n: int) -> Any:
     return structures.Zero((m, n))
 
 
-def built(plan: Any, arrays: Mapping[str, np.ndarray], emit: Callable[..., Any], target: targets.Target) -> Any:
+def built(
+    plan: Any, arrays: Mapping[str, np.ndarray], emit: Callable[..., Any], target: targets.Target
+) -> Any:
     """The compiled function of a kernel; the plan has been through JSON, as on its way through the passes."""
     plan = type(plan).from_json(plan.to_json())
     module = tvm.IRModule({"f": emit(plan, arrays, "f")})
@@ -59,7 +65,12 @@ def built(plan: Any, arrays: Mapping[str, np.ndarray], emit: Callable[..., Any],
 
 
 def run_lstm(
-    function: Any, plan: LstmPlan, arrays: Mapping[str, np.ndarray], x: np.ndarray, h0: np.ndarray, c0: np.ndarray
+    function: Any,
+    plan: LstmPlan,
+    arrays: Mapping[str, np.ndarray],
+    x: np.ndarray,
+    h0: np.ndarray,
+    c0: np.ndarray,
 ) -> list[np.ndarray]:
     steps, batch = x.shape[:2]
     outputs = [aligned_zeros(s, "float32") for s in ((steps, batch, plan.hidden), h0.shape, c0.shape)]
@@ -68,7 +79,9 @@ def run_lstm(
     return outputs
 
 
-def oracle(plan: LstmPlan, w: tuple[Any, Any], bias: np.ndarray, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
+def oracle(
+    plan: LstmPlan, w: tuple[Any, Any], bias: np.ndarray, x: np.ndarray, h: np.ndarray, c: np.ndarray
+) -> list[np.ndarray]:
     """The layer in float64, from the structures themselves: it shares no code with the kernels."""
     w_ih, w_hh = (s.to_dense().astype("float64") for s in w)
     h, c = h.astype("float64"), c.astype("float64")
@@ -81,7 +94,9 @@ def oracle(plan: LstmPlan, w: tuple[Any, Any], bias: np.ndarray, x: np.ndarray, 
     return [y, h, c]
 
 
-def check_lstm(w: tuple[Any, Any], plan: LstmPlan, target: targets.Target, shapes: list[tuple[int, int]]) -> None:
+def check_lstm(
+    w: tuple[Any, Any], plan: LstmPlan, target: targets.Target, shapes: list[tuple[int, int]]
+) -> None:
     """Compiled = packed reference = float64 oracle, for every (T, N) with one compiled function."""
     rng = np.random.default_rng(7)
     bias = rng.standard_normal(4 * plan.hidden).astype("float32") * np.float32(0.3)
@@ -95,4 +110,6 @@ def check_lstm(w: tuple[Any, Any], plan: LstmPlan, target: targets.Target, shape
             "yhc", got, lstm.reference(plan, arrays, x, h0, c0), oracle(plan, w, bias, x, h0, c0), strict=True
         ):
             np.testing.assert_allclose(a, true, atol=3e-6, err_msg=f"{name}, T={steps}, N={batch}")
-            np.testing.assert_allclose(b, true, atol=3e-6, err_msg=f"the reference's {name}, T={steps}, N={batch}")
+            np.testing.assert_allclose(
+                b, true, atol=3e-6, err_msg=f"the reference's {name}, T={steps}, N={batch}"
+            )

@@ -21,14 +21,15 @@ COUNT = 1 << 16
 def test_error(name: str, target: str) -> None:
     machine = target_or_skip(target)
     emit, lanes = {"sigmoid": sigmoid, "tanh": tanh}[name], machine.lanes
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name("f")
-            T.func_attr({"doping.kernel": name})
-            x, y = (T.match_buffer(T.arg(key, T.handle()), (COUNT,)) for key in "xy")
-            with T.serial(0, COUNT // lanes) as i:
-                store(y, i * lanes, emit(load(x, i * lanes, lanes), lanes), lanes)
-    function = tvm.compile(tvm.IRModule({"f": builder.get()}), target=machine.tvm(), tir_pipeline=TIR_PIPELINE).mod["f"]
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("f")
+        T.func_attr({"doping.kernel": name})
+        x, y = (T.match_buffer(T.arg(key, T.handle()), (COUNT,)) for key in "xy")
+        with T.serial(0, COUNT // lanes) as i:
+            store(y, i * lanes, emit(load(x, i * lanes, lanes), lanes), lanes)
+    function = tvm.compile(
+        tvm.IRModule({"f": builder.get()}), target=machine.tvm(), tir_pipeline=TIR_PIPELINE
+    ).mod["f"]
 
     half = np.concatenate([np.linspace(0, 20, COUNT // 4), np.geomspace(1e-30, 3e38, COUNT // 4)])
     points = np.concatenate([-half, half]).astype("float32")

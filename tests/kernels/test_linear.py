@@ -23,7 +23,9 @@ def test_linear(family: str, target: str) -> None:
     function = built(plan, arrays, linear.prim_func, machine)
     for rows in (1, 3, 16, 45):
         x, y = rng.standard_normal((rows, 13)).astype("float32"), aligned_zeros((rows, 52), "float32")
-        function(*(tvm.runtime.from_dlpack(a) for a in (*(aligned_copy(a) for a in (x, *arrays.values())), y)))
+        function(
+            *(tvm.runtime.from_dlpack(a) for a in (*(aligned_copy(a) for a in (x, *arrays.values())), y))
+        )
         true = x.astype("float64") @ w.to_dense().T + bias
         np.testing.assert_allclose(y, true, atol=3e-6)
         np.testing.assert_allclose(linear.reference(plan, arrays, x), true, atol=3e-6)

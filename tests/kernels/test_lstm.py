@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.kernels.conftest import HIDDEN, INPUTS, check_lstm, run_lstm, sparse_matrix, structure, target_or_skip, built
+from tests.kernels.conftest import (
+    HIDDEN,
+    INPUTS,
+    built,
+    check_lstm,
+    run_lstm,
+    sparse_matrix,
+    structure,
+    target_or_skip,
+)
 from tvm_doping import schedules, structures
 from tvm_doping.kernels import lstm
 from tvm_doping.kernels.sparse import EMITTERS
@@ -17,7 +26,8 @@ SHAPES = [(1, 1), (39, 1), (3, 5), (2, 37)]
 def doped(family: str, density: float, seed: int = 0) -> tuple[structures.Doped, structures.Doped]:
     rng = np.random.default_rng(seed)
     ih, hh = (
-        structures.Doped(structure(rng, family, 4 * HIDDEN, n), sparse_matrix(rng, 4 * HIDDEN, n, density)) for n in (INPUTS, HIDDEN)
+        structures.Doped(structure(rng, family, 4 * HIDDEN, n), sparse_matrix(rng, 4 * HIDDEN, n, density))
+        for n in (INPUTS, HIDDEN)
     )
     return ih, hh
 
@@ -35,7 +45,9 @@ def test_every_format_on_avx512(format: str, reverse: bool) -> None:
 @pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3"])
 def test_formats_on_older_cpus(target: str, format: str) -> None:
     machine, w = target_or_skip(target), doped("kronecker", 0.25)
-    check_lstm(w, schedules.choose_lstm(*w, reverse=False, target=machine, force={"format": format}), machine, SHAPES)
+    check_lstm(
+        w, schedules.choose_lstm(*w, reverse=False, target=machine, force={"format": format}), machine, SHAPES
+    )
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
@@ -85,6 +97,11 @@ def test_nan_stays_nan() -> None:
     arrays = lstm.pack(plan, *w, np.zeros(4 * HIDDEN, "float32"))
     zeros = np.zeros((1, HIDDEN), "float32")
     y, _, _ = run_lstm(
-        built(plan, arrays, lstm.prim_func, target), plan, arrays, np.full((1, 1, INPUTS), np.nan, "float32"), zeros, zeros
+        built(plan, arrays, lstm.prim_func, target),
+        plan,
+        arrays,
+        np.full((1, 1, INPUTS), np.nan, "float32"),
+        zeros,
+        zeros,
     )
     assert np.isnan(y).all()

@@ -14,7 +14,9 @@ from tvm_doping.kernels import LstmPlan
 def doped(m: int, n: int, density: float, block: int = 1) -> structures.Doped:
     rng = np.random.default_rng(0)
     mask = np.repeat(rng.random((m // block, n)) < density, block, axis=0)
-    return structures.Doped(structures.Zero((m, n)), sp.csr_array((mask * rng.standard_normal((m, n))).astype("float32")))
+    return structures.Doped(
+        structures.Zero((m, n)), sp.csr_array((mask * rng.standard_normal((m, n))).astype("float32"))
+    )
 
 
 def formats(target: str, density: float, block: int = 1, size: int = 640) -> set[str | None]:
@@ -45,7 +47,9 @@ def test_a_batch_prefers_a_format_without_padding() -> None:
 def test_refused_with_every_reason(forced: str) -> None:
     w = doped(64, 16, 0.2)
     with pytest.raises(ScheduleError, match="avx512f" if forced == "perm32" else "no such format"):
-        schedules.choose_lstm(w, w, reverse=False, target=targets.resolve("x86-64-v3"), force={"format": forced})
+        schedules.choose_lstm(
+            w, w, reverse=False, target=targets.resolve("x86-64-v3"), force={"format": forced}
+        )
 
 
 def test_plans_survive_json() -> None:

@@ -36,10 +36,6 @@ def compile(
             help="Streams side by side to optimise for; any number runs, with the same results.",
         ),
     ] = 1,
-    records: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of tuning records to use instead of those that ship."),
-    ] = None,
     dump: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write the IR into after each pass.")
     ] = None,
@@ -75,7 +71,6 @@ def compile(
         run,
         machine,
         batch=batch,
-        records=records,
         dump=dump,
         force=settings(force, "--force") or None,
         tolerance=tolerance,

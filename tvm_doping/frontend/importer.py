@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor as TorchTensor
 from torch import nn
 from torch.export import ExportedProgram
@@ -22,7 +20,6 @@ from tvm_doping.frontend.program import export, symbols
 from tvm_doping.frontend.reference import Reference
 from tvm_doping.frontend.signature import Signature, Tensor
 from tvm_doping.frontend.state import lift_state
-from tvm_doping.frontend.swap import describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,14 @@ from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.emit import Expr, splat
 
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_COEFFICIENTS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 # exp underflows to 2^-126 near -87.3; at 87 the sum 1 + exp is finite still, and 1 / (1 + exp(87)) is 0 to 1e-38.
 _LIMIT = 87.0
 

@@ -1,11 +1,12 @@
 """y += W z for a dense W, and what is made of dense products: low rank U (V z), and the hybrid [D; U V].
 
-Arrays: panels (ceil(m / lanes), n, lanes): `lanes` consecutive rows side by side, so that one load serves one column of all of them and
-no horizontal sum is needed. Rows beyond m are zeros.
+Arrays: panels (ceil(m / lanes), n, lanes): `lanes` consecutive rows side by side, so that one load serves one column of all
+of them and no horizontal sum is needed. Rows beyond m are zeros.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def to_dense(part: Part, arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def emit(part: Part, scope: Scope) -> None:
     """Emit y += W z for a part of kind dense, low_rank or hybrid."""
-    m, n = part.shape
+    _, n = part.shape
     if part.kind == "dense":
         _product(scope, scope.arrays["W"], n, 0)
         return
@@ -63,9 +64,8 @@ def emit(part: Part, scope: Scope) -> None:
     inner = T.alloc_buffer((size,), "float32")
     with T.serial(0, size // scope.lanes) as i:
         store(inner, i * scope.lanes, splat(0.0, scope.lanes), scope.lanes)
-    common = {"arrays": scope.arrays, "config": scope.config, "width": scope.width}
-    _product(Scope(z=scope.z, y=inner, **common), scope.arrays["V"], n, 0)
-    _product(Scope(z=inner, y=scope.y, **common), scope.arrays["U"], rank, k)
+    _product(replace(scope, y=inner), scope.arrays["V"], n, 0)
+    _product(replace(scope, z=inner), scope.arrays["U"], rank, k)
 
 
 def _product(scope: Scope, w: Buffer, n: int, row: int) -> None:

@@ -74,7 +74,9 @@ class Registers:
         """The sum of the registers (all, or `which`), pairwise: the additions do not wait for each other."""
         terms = [self[i] for i in which or range(len(self.buffers))]
         while len(terms) > 1:
-            terms = [terms[i] + terms[i + 1] if i + 1 < len(terms) else terms[i] for i in range(0, len(terms), 2)]
+            terms = [
+                terms[i] + terms[i + 1] if i + 1 < len(terms) else terms[i] for i in range(0, len(terms), 2)
+            ]
         return terms[0]
 
 
@@ -93,7 +95,9 @@ class Counter:
         T.buffer_store(self.buffer, self.buffer[0] + by, [0])
 
 
-def copy(source: Callable[[Expr, int], Expr], target: Callable[[Expr, Expr, int], None], count: int, lanes: int) -> None:
+def copy(
+    source: Callable[[Expr, int], Expr], target: Callable[[Expr, Expr, int], None], count: int, lanes: int
+) -> None:
     """target(i, source(i, w), w) for all i < count: whole vectors, then the rest one by one (nothing beyond is touched)."""
     whole = count // lanes
     if whole:
@@ -112,7 +116,11 @@ def matmul(product: Product2, config: Config) -> None:
     def tile(i0: Expr, r: int, j0: Expr, v: int) -> None:
         acc = Registers(r * v, lanes)
         with T.serial(0, product.k) as p:
-            columns = [T.bind(product.x(p, j0 + j)) for j in range(v)] if r > 1 else [product.x(p, j0 + j) for j in range(v)]
+            columns = (
+                [T.bind(product.x(p, j0 + j)) for j in range(v)]
+                if r > 1
+                else [product.x(p, j0 + j) for j in range(v)]
+            )
             for i in range(r):
                 scalar = splat(product.a(i0 + i, p), lanes)
                 for j in range(v):
@@ -150,7 +158,10 @@ def _register_tile(m: int, nv: int, registers: int) -> tuple[int, int]:
         return total
 
     candidates = [
-        (r, v) for v in range(1, min(nv, 12) + 1) for r in range(1, min(m, 24) + 1) if r * v + v + 1 <= registers - 1
+        (r, v)
+        for v in range(1, min(nv, 12) + 1)
+        for r in range(1, min(m, 24) + 1)
+        if r * v + v + 1 <= registers - 1
     ]
     return min(candidates, key=lambda c: (round(cost(*c), 3), c[0] * c[1]))
 

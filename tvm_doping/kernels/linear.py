@@ -27,23 +27,28 @@ def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) ->
 
 def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
     """The function (x, *arrays, y) of the layer."""
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "doping.kernel": "linear", "doping.format": plan.product.sparse or "none"})
-            rows = tirx.Var("rows", "int64")
-            x = T.match_buffer(T.arg("x", T.handle()), (rows, plan.inputs))
-            packed = product.parameters(arrays)
-            y = T.match_buffer(T.arg("y", T.handle()), (rows, plan.outputs))
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr(
+            {
+                "tirx.noalias": True,
+                "doping.kernel": "linear",
+                "doping.format": plan.product.sparse or "none",
+            }
+        )
+        rows = tirx.Var("rows", "int64")
+        x = T.match_buffer(T.arg("x", T.handle()), (rows, plan.inputs))
+        packed = product.parameters(arrays)
+        y = T.match_buffer(T.arg("y", T.handle()), (rows, plan.outputs))
 
-            def run(streams: Streams) -> None:
-                inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
-                outer = T.alloc_buffer(((plan.outputs + SLACK) * streams.width,), "float32")
-                scope = Scope(z=inner, y=outer, arrays=packed, config=plan.config, width=streams.width)
-                streams.gather(row(x)[0], inner, plan.inputs)
-                product.set_bias(packed["bias"], plan.outputs, scope)
-                product.emit(plan.product, scope)
-                streams.scatter(outer, row(y)[1], plan.outputs)
+        def run(streams: Streams) -> None:
+            inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
+            outer = T.alloc_buffer(((plan.outputs + SLACK) * streams.width,), "float32")
+            scope = Scope(z=inner, y=outer, arrays=packed, config=plan.config, width=streams.width)
+            streams.gather(row(x)[0], inner, plan.inputs)
+            product.set_bias(packed["bias"], plan.outputs, scope)
+            product.emit(plan.product, scope)
+            streams.scatter(outer, row(y)[1], plan.outputs)
 
-            for_each(rows, plan.config.lanes, plan.config.tile, plan.config.tile_from, run)
+        for_each(rows, plan.config.lanes, plan.config.tile, plan.config.tile_from, run)
     return builder.get()

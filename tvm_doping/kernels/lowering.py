@@ -49,4 +49,8 @@ def _kernel_passes() -> list[Any]:
 
 
 def _is_kernel(function: Any) -> bool:
-    return isinstance(function, tirx.PrimFunc) and function.attrs is not None and "doping.kernel" in function.attrs
+    return (
+        isinstance(function, tirx.PrimFunc)
+        and function.attrs is not None
+        and "doping.kernel" in function.attrs
+    )

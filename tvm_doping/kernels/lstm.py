@@ -53,18 +53,21 @@ def reference(
 def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lstm") -> tvm.tirx.PrimFunc:
     """The function (x, h0, c0, *arrays, y, h, c) of the layer."""
     formats = f"{plan.input.sparse or 'none'},{plan.recurrent.sparse or 'none'}"
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": formats})
-            steps, batch = tirx.Var("steps", "int64"), tirx.Var("batch", "int64")
-            shapes = {"x": (steps, batch, plan.inputs), "h0": (batch, plan.hidden), "c0": (batch, plan.hidden)}
-            io = {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in shapes.items()}
-            packed = product.parameters(arrays)
-            outputs = {"y": (steps, batch, plan.hidden), "h": (batch, plan.hidden), "c": (batch, plan.hidden)}
-            io |= {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in outputs.items()}
-            layer = _Layer(plan, io, packed, steps)
-            for_each(batch, plan.config.lanes, plan.config.tile, plan.config.tile_from, layer.run)
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": formats})
+        steps, batch = tirx.Var("steps", "int64"), tirx.Var("batch", "int64")
+        shapes = {
+            "x": (steps, batch, plan.inputs),
+            "h0": (batch, plan.hidden),
+            "c0": (batch, plan.hidden),
+        }
+        io = {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in shapes.items()}
+        packed = product.parameters(arrays)
+        outputs = {"y": (steps, batch, plan.hidden), "h": (batch, plan.hidden), "c": (batch, plan.hidden)}
+        io |= {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in outputs.items()}
+        layer = _Layer(plan, io, packed, steps)
+        for_each(batch, plan.config.lanes, plan.config.tile, plan.config.tile_from, layer.run)
     return builder.get()
 
 

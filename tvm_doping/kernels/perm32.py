@@ -13,7 +13,7 @@ from typing import Any
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.emit import Counter, Expr, Registers, const, load, splat, store
 from tvm_doping.kernels.plan import Product
-from tvm_doping.kernels.rows import Fma, add_rows, scatter_rows
+from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
 
 _FULL = 16
@@ -29,7 +29,9 @@ def stream(product: Product, scope: Scope) -> None:
         def enter(column: Expr, low_high: list[Expr] = low_high) -> None:
             low_high[:] = [T.bind(load(scope.z, column + at, _FULL)) for at in (0, 16)]
 
-        def slot(at: Expr, weights: Expr, j: int, low_high: list[Expr] = low_high, acc: Registers = acc) -> None:
+        def slot(
+            at: Expr, weights: Expr, j: int, low_high: list[Expr] = low_high, acc: Registers = acc
+        ) -> None:
             indices = tirx.Cast("int32x16", walker.indices[at, T.Ramp(0, 1, _FULL)])
             low, high = low_high
             acc.fma(j % 2, weights, T.call_llvm_pure_intrin("float32x16", _LOOK_UP, low, indices, high))
@@ -62,7 +64,7 @@ def tile(product: Product, scope: Scope) -> None:
 
             walker.walk(g, enter, slot, unroll=False)
 
-        add_rows(scope, _FULL, rows, lambda lane, g=g: walker.rows[g * _FULL + lane])
+        add_rows(scope, _FULL, rows, row_of(walker.rows, g * _FULL))
 
 
 _LOOK_UP = "llvm.x86.avx512.vpermi2var.ps.512"
@@ -79,7 +81,11 @@ class _Walker:
         self.rows, self.indices, self.values = (self.arrays[name] for name in ("rows", "indices", "values"))
 
     def walk(
-        self, g: Expr, enter: Callable[[Expr], None], slot: Callable[[Expr, Expr, int], None], unroll: bool = True
+        self,
+        g: Expr,
+        enter: Callable[[Expr], None],
+        slot: Callable[[Expr, Expr, int], None],
+        unroll: bool = True,
     ) -> None:
         """enter(first column) at each cell; slot(slot, its weights, its number in the cell) at each slot of it (0 in a loop)."""
         cell, first = Counter(self.arrays["cell_ptr"][g]), Counter(self.arrays["slot_ptr"][g])

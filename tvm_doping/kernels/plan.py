@@ -120,7 +120,11 @@ def _decode(raw: dict[str, Any], *products: str) -> dict[str, Any]:
     """The fields of a plan with its dataclasses and tuples back in place of dicts and lists."""
 
     def product(fields: dict[str, Any]) -> Product:
-        part = {**fields["part"], "shape": tuple(fields["part"]["shape"]), "dims": tuple(fields["part"]["dims"])}
+        part = {
+            **fields["part"],
+            "shape": tuple(fields["part"]["shape"]),
+            "dims": tuple(fields["part"]["dims"]),
+        }
         return Product(**{**fields, "part": Part(**part)})
 
     decoded = {name: product(raw[name]) for name in products}

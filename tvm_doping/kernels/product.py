@@ -68,7 +68,11 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
         whole += _ROOM[part.kind].to_dense(part, arrays)
     if product.sparse is not None:
         packed = sparsity.Packed(
-            format=product.sparse, shape=part.shape, nnz=product.nnz, arrays=select(arrays, "S."), params=dict(product.params)
+            format=product.sparse,
+            shape=part.shape,
+            nnz=product.nnz,
+            arrays=select(arrays, "S."),
+            params=dict(product.params),
         )
         whole += sparsity.FORMATS[product.sparse].unpack(packed).toarray()
     return whole

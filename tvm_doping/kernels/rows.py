@@ -12,7 +12,9 @@ from tvm_doping.kernels.scope import Scope
 Fma = Callable[[int, Expr, Expr], None]  # (lane, weight, column): row of lane += weight * z[column]
 
 
-def add_rows(scope: Scope, count: int, walk: Callable[[range, Fma], None], row: Callable[[int], Expr]) -> None:
+def add_rows(
+    scope: Scope, count: int, walk: Callable[[range, Fma], None], row: Callable[[int], Expr]
+) -> None:
     """y[row(lane)] += the sum of what walk() hands to fma() for that lane, for a tile of streams.
 
     The accumulators of as many rows as fit the register file are summed together; walk() runs again for the others.
@@ -33,6 +35,11 @@ def add_rows(scope: Scope, count: int, walk: Callable[[range, Fma], None], row: 
             at = T.bind(row(lane))
             for v in range(vectors):
                 scope.accumulate(at, acc[(lane - start) * vectors + v], v)
+
+
+def row_of(rows: Any, first: Expr) -> Callable[[int], Expr]:
+    """The row of each lane of the group that begins at `first`: rows[first + lane], or first + lane without `rows`."""
+    return lambda lane: first + lane if rows is None else rows[first + lane]
 
 
 def scatter_rows(scope: Scope, rows: Any, g: Expr, vectors: list[tuple[Expr, int]]) -> None:

@@ -13,7 +13,7 @@ from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import perm32
 from tvm_doping.kernels.emit import Expr, Registers, add, splat
 from tvm_doping.kernels.plan import Product
-from tvm_doping.kernels.rows import Fma, add_rows, scatter_rows
+from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
 
 
@@ -68,8 +68,12 @@ def _sell16_stream(product: Product, scope: Scope) -> None:
         with T.serial(0, group_ptr[g + 1] - first) as k:
             for q in range(4):
                 word = T.bind(tirx.reinterpret("uint64", indices[first + k, T.Ramp(4 * q, 1, 4)]))
-                columns = [(word >> tirx.const(16 * i, "uint64")) & tirx.const(0xFFFF, "uint64") for i in range(4)]
-                gathered = T.Shuffle([scope.z[tirx.Cast("int32", column)] for column in columns], [0, 1, 2, 3])
+                columns = [
+                    (word >> tirx.const(16 * i, "uint64")) & tirx.const(0xFFFF, "uint64") for i in range(4)
+                ]
+                gathered = T.Shuffle(
+                    [scope.z[tirx.Cast("int32", column)] for column in columns], [0, 1, 2, 3]
+                )
                 acc.fma(q, values[first + k, T.Ramp(4 * q, 1, 4)], gathered)
         scatter_rows(scope, rows, g, [(acc[q], 4) for q in range(4)])
 
@@ -85,7 +89,7 @@ def _sell16_tile(product: Product, scope: Scope) -> None:
                 for lane in lanes:
                     fma(lane, values[first + k, lane], tirx.Cast("int32", indices[first + k, lane]))
 
-        add_rows(scope, 16, walk, lambda lane, g=g: rows[g * 16 + lane])
+        add_rows(scope, 16, walk, row_of(rows, g * 16))
 
 
 def _block_stream(product: Product, scope: Scope) -> None:
@@ -129,7 +133,7 @@ def _block_tile(product: Product, scope: Scope) -> None:
                 for lane in lanes:
                     fma(lane, values[first + k, lane], column)
 
-        add_rows(scope, b, walk, lambda lane, g=g: g * b + lane)
+        add_rows(scope, b, walk, row_of(None, g * b))
 
 
 def _arrays(scope: Scope, *names: str) -> list[Any]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.emit import Buffer, Expr, copy, load, store
 
-
-Read = Callable[[Expr, Expr, int], Expr]  # (stream, column, width) -> the stream's `width` values from the column on
+Read = Callable[
+    [Expr, Expr, int], Expr
+]  # (stream, column, width) -> the stream's `width` values from the column on
 Write = Callable[[Expr, Expr, Expr, int], None]  # (stream, column, value, width)
 
 
@@ -25,7 +26,12 @@ class Streams:
     def gather(self, read: Read, target: Buffer, columns: int) -> None:
         """target[i * width + s] = read(first + s, i); a padded tile repeats the last stream."""
         if self.width == 1:
-            copy(lambda i, w: read(self.first, i, w), lambda i, v, w: store(target, i, v, w), columns, self.lanes)
+            copy(
+                lambda i, w: read(self.first, i, w),
+                lambda i, v, w: store(target, i, v, w),
+                columns,
+                self.lanes,
+            )
             return
         for group in range(0, self.width, self.lanes):
             streams = self._members(group)
@@ -43,7 +49,12 @@ class Streams:
     def scatter(self, source: Buffer, write: Write, columns: int) -> None:
         """write(first + s, i, source[i * width + s]); streams beyond the count write what the last one does, to its place."""
         if self.width == 1:
-            copy(lambda i, w: load(source, i, w), lambda i, v, w: write(self.first, i, v, w), columns, self.lanes)
+            copy(
+                lambda i, w: load(source, i, w),
+                lambda i, v, w: write(self.first, i, v, w),
+                columns,
+                self.lanes,
+            )
             return
         for group in range(0, self.width, self.lanes):
             streams = self._members(group)
@@ -115,4 +126,6 @@ def row(buffer: Buffer, *lead: Expr) -> tuple[Read, Write]:
     def index(n: Expr, i: Expr, w: int) -> list[Expr]:
         return [*lead, n, T.Ramp(i, 1, w) if w > 1 else i]
 
-    return lambda n, i, w: buffer[tuple(index(n, i, w))], lambda n, i, v, w: T.buffer_store(buffer, v, index(n, i, w))
+    return lambda n, i, w: buffer[tuple(index(n, i, w))], lambda n, i, v, w: T.buffer_store(
+        buffer, v, index(n, i, w)
+    )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse as sp
 
+from tvm_doping._tvm import op_name, relax
 from tvm_doping.passes.evaluate import evaluate
 from tvm_doping.structures import Doped, Hybrid, Kronecker, LowRank, Structure, Zero
-from tvm_doping._tvm import op_name, relax
 
 Definitions = dict[Any, Any]
 # Sums in another order round differently: what is matched may differ from the value by so much of its largest entry.

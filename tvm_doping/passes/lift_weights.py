@@ -66,7 +66,9 @@ class LiftWeights:
                 if key in found:
                     continue
                 wanted = name or self.names.get(key) or f"constant_{len(found)}"
-                unique = next(n for n in (wanted, *(f"{wanted}_{i}" for i in range(2, 10_000))) if n not in taken)
+                unique = next(
+                    n for n in (wanted, *(f"{wanted}_{i}" for i in range(2, 10_000))) if n not in taken
+                )
                 taken.add(unique)
                 found[key] = (unique, c)
         return found
@@ -85,7 +87,9 @@ def _constants(expr: Any, mod: Any) -> list[tuple[str, Any]]:
         layer, arrays = json.loads(kernel.attrs[REPORT])["name"], json.loads(kernel.attrs[ARRAYS])
         fields = list(expr.args[1].fields)
         return [
-            (f"{layer}.{a}", c) for a, c in zip(arrays, fields[-len(arrays) :], strict=True) if isinstance(c, GenericConst)
+            (f"{layer}.{a}", c)
+            for a, c in zip(arrays, fields[-len(arrays) :], strict=True)
+            if isinstance(c, GenericConst)
         ]
     return [c for arg in expr.args for c in _constants(arg, mod)]
 

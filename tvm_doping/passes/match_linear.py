@@ -80,7 +80,9 @@ class MatchLinear:
             constants = [*origin(weight, values), *origin(bias, values)]
         rows = list(x.ty.shape)[:-1]
         if len(rows) != 1:
-            flat = relax.op.reshape(x, relax.ShapeExpr([math.prod(rows[1:], start=rows[0]) if rows else 1, inputs]))
+            flat = relax.op.reshape(
+                x, relax.ShapeExpr([math.prod(rows[1:], start=rows[0]) if rows else 1, inputs])
+            )
             before.append((_var(f"{var.name}_x", flat), flat))
             x = before[-1][0]
         m = x.ty.shape[0]

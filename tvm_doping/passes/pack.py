@@ -72,7 +72,9 @@ def _linear(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], di
     plan = LinearPlan.from_json(text_of(args[4]))
     w, b = weight(args[1], values), _array(args[2])
     arrays = linear.pack(plan, w, b)
-    return _layer(text_of(args[3]), "linear", plan, [w], arrays, b.size if b.any() else 0, [plan.product.sparse])
+    return _layer(
+        text_of(args[3]), "linear", plan, [w], arrays, b.size if b.any() else 0, [plan.product.sparse]
+    )
 
 
 def _layer(

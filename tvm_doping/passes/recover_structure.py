@@ -45,7 +45,9 @@ class RecoverStructure:
             operator, args = call
             before: list[Any] = []
             for position in _WEIGHTS[operator]:
-                args[position] = self._weight(args[position], f"{var.name}_w{position}", values, known, before)
+                args[position] = self._weight(
+                    args[position], f"{var.name}_w{position}", values, known, before
+                )
             for position in _BIASES[operator]:
                 args[position] = _fixed(args[position], values)
             types = list(value.ty.fields) if isinstance(value.ty, relax.TupleType) else [value.ty]
@@ -68,7 +70,12 @@ class RecoverStructure:
             known[key] = (spec, [constant(array) for array in arrays.values()])
         spec, constants = known[key]
         out = relax.TensorType(weight.ty.shape, "float32")
-        before.append((relax.DataflowVar(name, out), relax.call_dps_packed("doping.weight", [StringImm(spec), *constants], out_ty=out)))
+        before.append(
+            (
+                relax.DataflowVar(name, out),
+                relax.call_dps_packed("doping.weight", [StringImm(spec), *constants], out_ty=out),
+            )
+        )
         return before[-1][0]
 
 

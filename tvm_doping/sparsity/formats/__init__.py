@@ -42,4 +42,16 @@ def matvec(packed: Packed, x: ArrayLike) -> NDArray[floating]:
     return FORMATS[packed.format].matvec(packed, x)
 
 
-__all__ = ["CSR", "FORMATS", "SELL16", "Block", "Format", "Packed", "Perm32", "Perm32Expand", "matvec", "pack", "unpack"]
+__all__ = [
+    "CSR",
+    "FORMATS",
+    "SELL16",
+    "Block",
+    "Format",
+    "Packed",
+    "Perm32",
+    "Perm32Expand",
+    "matvec",
+    "pack",
+    "unpack",
+]
