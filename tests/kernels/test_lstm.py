@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import sparse as sp
 
 from tests.kernels.conftest import (
     HIDDEN,
@@ -41,6 +44,19 @@ def test_every_format_on_avx512(format: str, reverse: bool) -> None:
     check_lstm(w, plan, target, SHAPES)
 
 
+@pytest.mark.parametrize("format", ["perm32", "perm32_expand"])
+def test_rows_sorted_by_their_nonzeros(format: str) -> None:
+    """Rows of very different lengths, as training leaves them, in groups of rows about as long: sums find their places."""
+    target, rng = target_or_skip("x86-64-v4"), np.random.default_rng(6)
+    density = rng.permuted(np.tile(np.linspace(0.0, 0.6, 8), 20))
+    mask = rng.random((160, 40)) < density[:, None]
+    s = sp.csr_array((mask * rng.standard_normal(mask.shape) * 0.2).astype("float32"))
+    w = (structures.Doped(structures.Zero(s.shape), s),) * 2
+    plan = schedules.choose_lstm(*w, reverse=False, target=target, force={"format": format})
+    sorted_rows = replace(plan.input, params={"max_slots": 12, "sort": 1})
+    check_lstm(w, replace(plan, input=sorted_rows, recurrent=sorted_rows), target, SHAPES)
+
+
 @pytest.mark.parametrize("format", ["csr", "sell16", "block4", "block16"])
 @pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3"])
 def test_formats_on_older_cpus(target: str, format: str) -> None:
@@ -59,8 +75,6 @@ def test_families(family: str, target: str) -> None:
 
 def test_fallback_runs_scalar_code() -> None:
     target, w = target_or_skip("x86-64-v2"), doped("hybrid", 0.1)
-    from dataclasses import replace
-
     plan = schedules.choose_lstm(*w, reverse=True, target=replace(target, name="unknown"))
     assert plan.config.lanes == 1 and plan.rejected
     check_lstm(w, plan, target, SHAPES)

@@ -58,3 +58,16 @@ def test_plans_survive_json() -> None:
     assert LstmPlan.from_json(plan.to_json()) == plan
     linear = schedules.choose_linear(w, target=targets.resolve("x86-64-v3"))
     assert type(linear).from_json(linear.to_json()) == linear
+
+
+def test_rows_of_very_different_lengths_are_sorted() -> None:
+    rng = np.random.default_rng(1)
+    density = rng.permuted(np.tile(np.linspace(0.0, 0.1, 16), 160))
+    mask = rng.random((2560, 640)) < density[:, None]
+    s = sp.csr_array((mask * rng.standard_normal(mask.shape)).astype("float32"))
+    skewed = structures.Doped(structures.Zero(s.shape), s)
+    even = doped(2560, 640, 0.05)
+    plan = schedules.choose_lstm(
+        even, skewed, reverse=False, target=targets.resolve("x86-64-v4"), force={"format": "perm32"}
+    )
+    assert (plan.input.params["sort"], plan.recurrent.params["sort"]) == (0, 1)

@@ -20,7 +20,13 @@ SCHEDULES: dict[str, Callable[..., Candidate | Declined]] = {"x86": x86.choose, 
 
 
 def choose_lstm(
-    w_ih: Any, w_hh: Any, *, reverse: bool, target: Target, batch: int = 1, force: dict[str, Any] | None = None
+    w_ih: Any,
+    w_hh: Any,
+    *,
+    reverse: bool,
+    target: Target,
+    batch: int = 1,
+    force: dict[str, Any] | None = None,
 ) -> LstmPlan:
     """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format.
 
@@ -49,7 +55,9 @@ def choose_lstm(
     )
 
 
-def choose_linear(w: Any, *, target: Target, batch: int = 1, force: dict[str, Any] | None = None) -> LinearPlan:
+def choose_linear(
+    w: Any, *, target: Target, batch: int = 1, force: dict[str, Any] | None = None
+) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
     layer = layer_of(w, batch)
     chosen, rejected = _choose(layer, target, force)
@@ -89,4 +97,6 @@ def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple
 
 
 def _product(layer: Layer, chosen: Candidate) -> Product:
-    return Product(part=layer.part, sparse=chosen.format, nnz=int(layer.sparse.nnz), params=dict(chosen.params))
+    return Product(
+        part=layer.part, sparse=chosen.format, nnz=int(layer.sparse.nnz), params=dict(chosen.params)
+    )

@@ -1,8 +1,8 @@
 """The schedules of x86-64: SSE4 (v2), AVX2 (v3), AVX-512 (v4).
 
-Which format is fastest follows from two limits, the larger of which a product takes: the cycles its instructions need, and the bytes
-of its indices and values over the bandwidth of the cache that holds them. The constants were measured on one core of AMD Zen 4
-and Zen 5 servers; only their ratios matter to the choice.
+Which format is fastest follows from two limits, the larger of which a product takes: the cycles its instructions need, and the
+bytes of its indices and values over the bandwidth of the cache that holds them. The constants were measured on one core of AMD
+Zen 4 and Zen 5 servers; only their ratios matter to the choice.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
     """The candidate predicted to be fastest (among the `allowed` formats, where a user forces one)."""
     if not target.name.startswith("x86-64"):
         return Declined(reason=f"x86: {target.name} is not an x86-64 target")
-    candidates = [c for c in space(layer, target) if allowed is None or c.format in allowed or c.format is None]
+    candidates = [
+        c for c in space(layer, target) if allowed is None or c.format in allowed or c.format is None
+    ]
     if not candidates:
         reasons = [f"{name}: {_refusal(name, layer, target)}" for name in sorted(allowed or ())]
         return Declined(reason="x86: " + "; ".join(reasons))
@@ -65,7 +67,16 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
 def space(layer: Layer, target: Target) -> list[Candidate]:
     """Every format that this product can take on this target, with its predicted cycles."""
     if not layer.sparse.nnz:
-        return [Candidate(format=None, config=_config(target, 4), cycles=0.0, tile_cycles=0.0, bytes=0.0, reason="S is empty")]
+        return [
+            Candidate(
+                format=None,
+                config=_config(target, 4),
+                cycles=0.0,
+                tile_cycles=0.0,
+                bytes=0.0,
+                reason="S is empty",
+            )
+        ]
     return [
         _candidate(name, estimate(layer, target), layer, target)
         for name, estimate in _ESTIMATES.items()
@@ -74,13 +85,23 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
 
 
 def _candidate(name: str, cost: _Cost, layer: Layer, target: Target) -> Candidate:
-    bandwidth = _L2 if cost.bytes < _SHARE * target.l2 else _L3 if cost.bytes < _SHARE * target.l3 else _MEMORY
+    bandwidth = (
+        _L2 if cost.bytes < _SHARE * target.l2 else _L3 if cost.bytes < _SHARE * target.l3 else _MEMORY
+    )
     transfer = cost.bytes / bandwidth
     cycles, tile = max(transfer, cost.cycles), max(transfer, cost.terms * _TILE_FMA)
     bound = "reading" if transfer > cost.cycles else "computing"
     reason = f"{cost.note}; {cycles / 1000:.0f}k cycles a step predicted, bound by {bound}"
     config = _config(target, int(np.ceil(tile / cycles)))
-    return Candidate(format=name, params=cost.params, config=config, cycles=cycles, tile_cycles=tile, bytes=cost.bytes, reason=reason)
+    return Candidate(
+        format=name,
+        params=cost.params,
+        config=config,
+        cycles=cycles,
+        tile_cycles=tile,
+        bytes=cost.bytes,
+        reason=reason,
+    )
 
 
 def _config(target: Target, worth: int) -> Config:
@@ -128,27 +149,33 @@ def _sell16(layer: Layer, target: Target) -> _Cost:
 
 
 def _perm32(layer: Layer, target: Target) -> _Cost:
-    slots, cells, deepest = _cells(layer.sparse)
-    # 1.5 cycles a slot (a look-up and an FMA, a load of each), 2 a cell (its two registers), 80 a group (mispredicted loop ends)
-    return _Cost(
-        cycles=1.5 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
-        terms=slots * 16,
-        bytes=slots * 80 + cells * 2,
-        note=f"{layer.sparse.nnz / max(1.0, slots * 16):.0%} of the slots filled",
-        params={"max_slots": min(deepest, _MAX_SLOTS), "sort": 0},
-    )
+    return _look_up(layer, 1.5, lambda slots, cells: slots * 80 + cells * 2)
 
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
-    slots, cells, deepest = _cells(layer.sparse)
-    # 0.7 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
-    return _Cost(
-        cycles=2.2 * slots + 2.0 * cells + 80.0 * layer.rows / 16,
-        terms=slots * 20,
-        bytes=slots * 18 + 4.0 * layer.sparse.nnz + cells * 2,
-        note="values unpadded",
-        params={"max_slots": min(deepest, _MAX_SLOTS), "sort": 0},
-    )
+    # 0.5 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
+    return _look_up(layer, 2.0, lambda slots, cells: slots * 18 + 4.0 * layer.sparse.nnz + cells * 2)
+
+
+def _look_up(layer: Layer, slot: float, size: Callable[[float, float], float]) -> _Cost:
+    """perm32 in the better of its two row orders. The rows of a trained S differ: sorted, lanes of one group are about as full.
+
+    `slot` cycles a slot (a look-up and an FMA, a load of each), 2 a cell (its two registers of x), 80 a group (mispredicted loop
+    ends), and 40 more where the sums of sorted rows have to be scattered to their places.
+    """
+
+    def cost(sort: int) -> _Cost:
+        slots, cells, deepest = _cells(layer.sparse, sort)
+        fill = layer.sparse.nnz / max(1.0, slots * 16)
+        return _Cost(
+            cycles=slot * slots + 2.0 * cells + (80.0 + 40.0 * sort) * layer.rows / 16,
+            terms=slots * 16,
+            bytes=size(slots, cells),
+            note=f"{fill:.0%} of the slots filled{', rows sorted' if sort else ''}",
+            params={"max_slots": min(deepest, _MAX_SLOTS), "sort": sort},
+        )
+
+    return min((cost(0), cost(1)), key=lambda c: c.cycles)
 
 
 def _block(rows: int) -> Callable[[Layer, Target], _Cost]:
@@ -164,12 +191,15 @@ def _block(rows: int) -> Callable[[Layer, Target], _Cost]:
     return estimate
 
 
-def _cells(s: sp.csr_array) -> tuple[float, float, int]:
-    """Slots and cells of perm32 in natural row order, and the slots of the deepest cell."""
+def _cells(s: sp.csr_array, sort: int) -> tuple[float, float, int]:
+    """Slots and cells of perm32, rows in their order or sorted by their nonzeros, and the slots of the deepest cell."""
     m, n = s.shape
     stripes = -(-n // 32)
-    row = np.repeat(np.arange(m), np.diff(s.indptr))
+    counts = np.diff(s.indptr)
+    row = np.repeat(np.arange(m), counts)
     per_lane = np.bincount(row * stripes + s.indices // 32, minlength=m * stripes).reshape(m, stripes)
+    if sort:
+        per_lane = per_lane[np.argsort(-counts, kind="stable")]
     per_lane = np.pad(per_lane, ((0, -m % 16), (0, 0)))
     k = per_lane.reshape(-1, 16, stripes).max(axis=1)
     return float(k.sum()), float((k > 0).sum()), int(k.max())
