@@ -95,7 +95,9 @@ class _Importer(ExportedProgramImporter):
 
 
 def _names(program: ExportedProgram, tensors: list[tuple[torch.Tensor, Any]]) -> dict[int, str]:
-    known = {id(value): name for name, value in {**program.constants, **program.state_dict}.items()}
+    known: dict[int, str] = {}
+    for name, value in {**program.constants, **program.state_dict}.items():
+        known.setdefault(id(value), name)  # a shared parameter has the name of its first use
     return {handle(converted): known[id(value)] for value, converted in tensors if id(value) in known}
 
 

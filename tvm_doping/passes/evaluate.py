@@ -133,7 +133,7 @@ def _compiled(expr: Any, values: Definitions) -> np.ndarray:
     collect(expr)
     result = relax.Var("value", expr.ty)
     bound = [relax.VarBinding(var, values[var]) for var in order]
-    body = relax.SeqExpr([relax.BindingBlock([*bound, relax.VarBinding(result, expr)])], result)
+    body = relax.SeqExpr([relax.DataflowBlock([*bound, relax.VarBinding(result, expr)])], result)
     function = relax.Function([], body, expr.ty).with_attr("global_symbol", "main")
     executable = tvm.compile(tvm.IRModule({"main": function}), tvm.target.Target({"kind": "llvm"}))
     value: np.ndarray = relax.VirtualMachine(executable, tvm.cpu())["main"]().numpy()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_doping._tvm import array_of, relax, te, tvm
+from tvm_doping._tvm import array_of, relax, replace_main, te, tvm
 from tvm_doping.passes.context import Context
+
+LOWERED = "doping.lowered"
 
 
 class Lower:
-    """Operators -> call_tir of TVM's own loops, neighbours fused. The kernels of doped layers stay as they are."""
+    """Operators -> call_tir of TVM's own loops, neighbours fused. The kernels of doped layers stay as they are.
+
+    A main that has been lowered says so in an attribute: FuseOps would wrap what it fused once more.
+    """
 
     def __init__(self, context: Context) -> None:
         self.target = context.target.tvm()
 
     def __call__(self, mod: Any) -> Any:
+        if LOWERED in mod["main"].attrs:
+            return mod
         passes = [
             relax.transform.LegalizeOps({"relax.take": _take}),
             relax.transform.AnnotateTIROpPattern(),
@@ -23,7 +30,8 @@ class Lower:
             relax.transform.DeadCodeElimination(["main"]),
         ]
         with self.target:
-            return tvm.transform.Sequential(passes)(mod)
+            mod = tvm.transform.Sequential(passes)(mod)
+        return replace_main(mod, mod["main"].with_attr(LOWERED, True))
 
 
 def _take(builder: Any, call: Any) -> Any:
