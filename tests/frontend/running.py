@@ -37,10 +37,12 @@ class Program:
         return {name: result.numpy() for name, result in zip(names, results, strict=True)}
 
 
-def inputs(imported: Imported, steps: int, streams: int, *, seed: int = 0, zero_state: bool = False) -> Arrays:
+def inputs(
+    imported: Imported, steps: int, streams: int, *, seed: int = 0, zero_state: bool = False
+) -> Arrays:
     """Random inputs and state of T = steps and N = streams."""
     random, arrays = np.random.default_rng(seed), {}
-    sizes = {"T": steps, "N": streams}
+    sizes: dict[Any, Any] = {"T": steps, "N": streams}
     for spec in imported.signature.inputs:
         shape = [sizes.get(d, d) for d in spec.shape]
         if spec.below is not None:
@@ -62,7 +64,9 @@ def close(got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], toler
         np.testing.assert_allclose(got[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
-def check(imported: Imported, mod: Any = None, context: Context | None = None, sizes: Any = ((5, 2), (1, 1))) -> None:
+def check(
+    imported: Imported, mod: Any = None, context: Context | None = None, sizes: Any = ((5, 2), (1, 1))
+) -> None:
     """The module computes what PyTorch does, for several T and N."""
     program = Program(imported.mod if mod is None else mod, imported, context)
     for steps, streams in sizes:
@@ -71,7 +75,9 @@ def check(imported: Imported, mod: Any = None, context: Context | None = None, s
         close(program(arrays), {**outputs, **state})
 
 
-def exported(model: torch.nn.Module, example: tuple[Any, ...], **options: Any) -> torch.export.ExportedProgram:
+def exported(
+    model: torch.nn.Module, example: tuple[Any, ...], **options: Any
+) -> torch.export.ExportedProgram:
     """What a user's own torch.export.export gives: aten.lstm whole, with PyTorch's warnings of its own doings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

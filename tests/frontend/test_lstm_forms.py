@@ -67,7 +67,10 @@ def test_given_its_state(options: dict[str, Any]) -> None:
     model = Stateful(**options)
     layers = model.rnn.num_layers * (2 if model.rnn.bidirectional else 1)
     imported = import_model(model)
-    assert [(s.name, s.shape) for s in imported.signature.state] == [("h", (layers, "N", 8)), ("c", (layers, "N", 8))]
+    assert [(s.name, s.shape) for s in imported.signature.state] == [
+        ("h", (layers, "N", 8)),
+        ("c", (layers, "N", 8)),
+    ]
     arrays = inputs(imported, 4, 3)
     x, h, c = (torch.from_numpy(arrays[name]) for name in ("x", "h", "c"))
     with torch.no_grad():

@@ -51,7 +51,9 @@ def test_a_program_that_holds_aten_lstm_gives_the_same_layers(options: dict[str,
     assert imported.signature.state == whole.signature.state
     assert imported.signature.streaming == whole.signature.streaming
     steps = 4 if options.get("batch_first") else 5
-    assert imported.signature.inputs[0].shape == (("N", steps) if options.get("batch_first") else (steps, "N"))
+    assert imported.signature.inputs[0].shape == (
+        ("N", steps) if options.get("batch_first") else (steps, "N")
+    )
     check(imported, sizes=((steps, 3), (steps, 1)))
     arrays = inputs(imported, steps, 3)
     ours, theirs = whole.reference(arrays), imported.reference(arrays)
@@ -114,8 +116,18 @@ class Select(nn.Module):
         lambda y: torch.cat([y[0], y[-1]], -1),
         lambda y: y.transpose(0, 1),
     ],
-    ids=["last", "first", "last stream", "last as a sequence", "all but the last", "all but the first", "mean"]
-    + ["reversed", "both ends", "batch first"],
+    ids=[
+        "last",
+        "first",
+        "last stream",
+        "last as a sequence",
+        "all but the last",
+        "all but the first",
+        "mean",
+        "reversed",
+        "both ends",
+        "batch first",
+    ],
 )
 def test_parts_of_a_sequence(take: Any) -> None:
     """TVM's importer takes y[-1] for the memory before y: that must not come back."""

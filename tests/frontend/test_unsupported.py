@@ -83,5 +83,7 @@ def test_control_flow_that_depends_on_values() -> None:
 
 
 def test_other_precisions() -> None:
-    with pytest.raises(UnsupportedModel, match=r"weight_ih_l0 of module encoder\.inner.*float64.*model\.float"):
+    with pytest.raises(
+        UnsupportedModel, match=r"weight_ih_l0 of module encoder\.inner.*float64.*model\.float"
+    ):
         import_model(Around(nn.LSTM(6, 8)).double(), torch.randn(4, 2, 6).double())

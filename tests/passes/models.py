@@ -24,7 +24,7 @@ class Tagger(nn.Module):
         return torch.relu(self.output(y))
 
 
-def doped(structure: str = "kronecker", seed: int = 0, **options: Any) -> Tagger:
+def doped(structure: Any = "kronecker", seed: int = 0, **options: Any) -> Tagger:
     """A Tagger whose LSTM and linear weights are doped; S has random values where its masks are open."""
     torch.manual_seed(seed)
     model = Tagger(**options)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.frontend.running import check
 from torch import nn
 from torch.nn import functional
 
+from tests.frontend.running import check
 from tvm_doping._tvm import bindings, dps_call, text_of
 from tvm_doping.frontend import import_model
 from tvm_doping.passes import Context

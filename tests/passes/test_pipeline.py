@@ -46,7 +46,9 @@ def test_the_end_of_the_pipeline_is_loops() -> None:
     imported = import_model(doped())
     context = Context(target=resolve("x86-64-v3"), names=imported.names)
     mod = run_passes(imported.mod, pipeline(context))
-    kernels = [f for _, f in mod.functions_items() if isinstance(f, tirx.PrimFunc) and "doping.report" in f.attrs]
+    kernels = [
+        f for _, f in mod.functions_items() if isinstance(f, tirx.PrimFunc) and "doping.report" in f.attrs
+    ]
     assert len(kernels) == 2
     text = mod["main"].script()
     assert "doping.lstm" not in text

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.frontend.running import check
-from tests.passes.models import doped, plain
 from torch import nn
 from torch.nn.utils import parametrize
 
+from tests.frontend.running import check
+from tests.passes.models import doped, plain
 from tvm_doping._tvm import array_of, bindings, dps_call, text_of
 from tvm_doping.frontend import import_model
 from tvm_doping.models import dope, extract, undope

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
-from torch.fx.experimental import _config as symbolic
+from torch.fx.experimental import _config
 from torch.utils import _pytree as pytree
 
 from tvm_doping.errors import DopingError, InvalidInput, UnsupportedModel
@@ -20,6 +20,7 @@ from tvm_doping.frontend.signature import BATCH, TIME
 from tvm_doping.frontend.swap import describe, swapped
 
 Example = tuple[Any, ...]
+_SYMBOLIC: Any = _config
 # Sizes for the axes of an example that are 1, which torch.export would take for constants.
 STEPS, STREAMS = 5, 3
 
@@ -114,7 +115,7 @@ def _export(model: nn.Module, example: Example, axes: list[set[int]]) -> Exporte
     ]
     # Without backed_size_oblivious an axis of size 1 in the example becomes the constant 1.
     oblivious = _has_ones(leaves, axes)
-    with swapped(model), torch.no_grad(), quiet(), symbolic.patch(backed_size_oblivious=oblivious):
+    with swapped(model), torch.no_grad(), quiet(), _SYMBOLIC.patch(backed_size_oblivious=oblivious):
         try:
             return torch.export.export(model, example, dynamic_shapes=pytree.tree_unflatten(dims, spec))
         except DopingError:

@@ -98,7 +98,7 @@ class MatchLinear:
 
     def _weight(self, var: Any, transposed: Any, values: dict[Any, Any]) -> tuple[Any, list[Any]]:
         """W (O, I), and what must be bound for it."""
-        found = values.get(transposed)
+        found: Any = values.get(transposed)
         if op_name(found) == "relax.permute_dims":
             return found.args[0], []
         back = relax.op.permute_dims(transposed)

@@ -1,0 +1,133 @@
+"""From a model to a bundle that runs: what users call, and what they may get wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvm_doping
+from tests.frontend.running import exported
+from tests.passes.models import Tagger, doped, plain
+from tvm_doping import checkpoint, models
+from tvm_doping.errors import CheckpointError, DopingError, InvalidInput, ScheduleError
+from tvm_doping.models import LanguageModel, dope
+
+
+def run(bundle: Any, *inputs: np.ndarray) -> Any:
+    with bundle.session() as session:
+        return session.run(*inputs)
+
+
+def tokens(steps: int = 5, streams: int = 2, below: int = 9) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, below, (steps, streams))
+
+
+def test_a_doped_model() -> None:
+    model = doped(hidden=32)
+    bundle = tvm_doping.compile(model)
+    wanted = model(torch.from_numpy(tokens())).detach().numpy()
+    np.testing.assert_allclose(run(bundle, tokens()), wanted, rtol=0, atol=1e-5)
+    manifest = bundle.manifest
+    assert manifest.name == "Tagger"
+    assert [layer.name for layer in manifest.layers] == ["output", "rnn.l0"]
+    assert manifest.golden_error is not None
+    assert manifest.golden_error < 1e-5
+    lstm = manifest.layers[1]
+    assert lstm.op == "lstm"
+    assert "kronecker" in lstm.structure
+    assert lstm.parameters < lstm.dense_parameters
+    assert lstm.dense_parameters == 2 * 4 * 32 * 32 + 2 * 4 * 32
+    assert lstm.bytes == sum(a.nbytes for name, a in bundle.weights.items() if name.startswith("rnn.l0."))
+    assert lstm.reason
+    assert manifest.compression is not None
+    assert manifest.compression.by_parameters > 2
+    assert {"tvm", "tvm_ffi", "torch", "python", "tvm_doping"} <= set(manifest.versions)
+    assert {"input.tokens", "output.output", "state.rnn.l0.h", "new_state.rnn.l0.c"} <= set(bundle.golden)
+
+
+def test_a_dense_model_and_a_batch() -> None:
+    model = plain()
+    bundle = tvm_doping.compile(model, batch=16)
+    wanted = model(torch.from_numpy(tokens(3, 21))).detach().numpy()
+    np.testing.assert_allclose(run(bundle, tokens(3, 21)), wanted, rtol=0, atol=1e-5)
+    assert all("dense" in layer.structure for layer in bundle.manifest.layers)
+
+
+def test_both_directions_are_no_stream() -> None:
+    model = plain(bidirectional=True)
+    bundle = tvm_doping.compile(model)
+    wanted = model(torch.from_numpy(tokens())).detach().numpy()
+    np.testing.assert_allclose(run(bundle, tokens()), wanted, rtol=0, atol=1e-5)
+    assert not bundle.manifest.streaming
+
+
+def test_an_exported_program() -> None:
+    model = doped()
+    program = exported(model, (torch.from_numpy(tokens()),))
+    bundle = tvm_doping.compile(program)
+    wanted = model(torch.from_numpy(tokens())).detach().numpy()
+    np.testing.assert_allclose(run(bundle, tokens()), wanted, rtol=0, atol=1e-5)
+    assert bundle.manifest.inputs[0].shape == (5, 2)
+
+
+def test_a_run_folder(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(vocab=9, embedding=16, hidden=16, layers=2)
+    dope(model, compression=4, modules=["lstm.*"])
+    tensors, structures = models.model_tensors(model)
+    config = {
+        "task": "language_model",
+        "model": {"vocab": 9, "embedding": 16, "hidden": 16, "layers": 2},
+        "metrics": {"test_perplexity": 12.5},
+        "vocabulary": list("abcdefghi"),
+        "tokens": "characters",
+    }
+    folder = checkpoint.save(tmp_path / "tiny", config, tensors, structures)
+    bundle = tvm_doping.compile(folder, dump=tmp_path / "ir")
+    assert bundle.manifest.name == "tiny"
+    assert bundle.manifest.tokens == "characters"
+    assert tuple(bundle.vocabulary) == tuple("abcdefghi")
+    assert bundle.manifest.metrics["test_perplexity"] == 12.5
+    assert [spec.name for spec in bundle.manifest.state] == ["h", "c"]
+    assert len(list((tmp_path / "ir").iterdir())) == 8
+    bundle.save(tmp_path / "bundle")
+    session = tvm_doping.load(tmp_path / "bundle", verify=True)
+    with torch.no_grad():
+        wanted, _ = model.eval()(torch.from_numpy(tokens()))
+    np.testing.assert_allclose(session.run(tokens()), wanted.numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_format_is_forced() -> None:
+    model = doped(hidden=32)
+    bundle = tvm_doping.compile(model, "x86-64-v3", force={"format": "csr"})
+    assert {layer.format for layer in bundle.manifest.layers} == {"csr"}
+
+
+def test_a_format_that_no_schedule_accepts() -> None:
+    with pytest.raises(ScheduleError, match="avx512"):
+        tvm_doping.compile(doped(), "x86-64-v3", force={"format": "perm32"})
+
+
+def test_results_that_differ_are_refused() -> None:
+    with pytest.raises(DopingError, match=r"compiled model.*PyTorch's values within"):
+        tvm_doping.compile(doped(), tolerance=0.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error"),
+    [
+        ("no/such/folder", {}, CheckpointError),
+        (42, {}, InvalidInput),
+        (Tagger(), {"batch": 0}, InvalidInput),
+        (Tagger(), {"example": torch.zeros(2, 2)}, InvalidInput),
+        (nn.Bilinear(2, 3, 4), {}, InvalidInput),
+    ],
+    ids=["no folder", "no model", "no batch", "floats for tokens", "no example"],
+)
+def test_what_is_wrong_is_said(model: Any, options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        tvm_doping.compile(model, **options)
