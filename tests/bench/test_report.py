@@ -81,8 +81,16 @@ def test_a_row_gives_time_spread_and_ratio_to_ours() -> None:
     assert onnx.times == ("500 (450-600)", "17,500 (15,750-21,000)")
     assert onnx.ratios == ("25.00x", "25.00x")
     assert ours.ratios == ("", "")
-    assert int8.error == "3.0e-03"
-    assert floor.error == "no output"
+    assert int8.errors == ("3.0e-03", "3.0e-03")
+    assert floor.errors == ("", "")
+
+
+def test_the_table_fits_into_80_columns_whole() -> None:
+    screen = Console(file=io.StringIO(), width=80)
+    screen.print(bench.table(results()))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert text.count("17,500 (15,750-21,000)") == 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from functools import partial
@@ -29,6 +30,8 @@ _ALLOWED = 1e-5  # absolute, of every output and state
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     options = _options(arguments)
+    # Threads of OpenMP that wait by spinning make a busy machine many times slower; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -50,8 +53,8 @@ def _demo(console: Console, out: Path, recipe: str, seconds: float) -> None:
     target = resolve("auto")
     console.rule("1. Train")
     console.print(
-        f"{recipe}: a language model on Python's own documentation (pydoc_data.topics), first dense,\n"
-        "then doped: every weight matrix a Kronecker product B (x) C plus an extremely sparse S."
+        f"{recipe}: a language model on Python's own documentation (pydoc_data.topics): first dense, then "
+        "doped, the weights of its LSTM a Kronecker product B (x) C plus an extremely sparse S each."
     )
     dense, run = out / "run-dense", out / "run"
     train(f"{recipe}-dense", out=dense, resume=False)
@@ -126,13 +129,14 @@ def _first(outputs: np.ndarray | tuple[np.ndarray, ...]) -> np.ndarray:
 def _describe(console: Console, bundle: Bundle) -> None:
     manifest = bundle.manifest
     for layer in manifest.layers:
+        smaller = layer.dense_parameters / max(layer.parameters, 1)
         console.print(
-            f"  {layer.name}: {layer.structure or 'dense'}, {layer.format or 'no S'}: {layer.reason}"
+            f"  {layer.name}: {layer.structure}; format {layer.format}; {smaller:.1f}x fewer parameters"
         )
     if manifest.compression:
         by = manifest.compression
         console.print(
-            f"  {by.by_parameters:.1f} times smaller by parameters, {by.by_bytes:.1f} times by bytes stored"
+            f"  all: {by.by_parameters:.1f}x smaller by parameters, {by.by_bytes:.1f}x by bytes stored"
         )
 
 

@@ -28,5 +28,9 @@ def page(results: dict[str, Any], images: dict[str, bytes]) -> str:
     ]
     template = environment.get_template("report.html")
     return template.render(
-        results=results, sections=sections, caption=report.caption(results), doped=report.DOPED
+        results=results,
+        sections=sections,
+        caption=report.caption(results),
+        doped=report.DOPED,
+        explanation=report.EXPLANATION,
     )

@@ -12,6 +12,8 @@ from typing import Any
 from tvm_doping.errors import BenchError
 
 DOPED = "tvm_doping"
+EXPLANATION = "to tvm_doping: how many times as long a call takes. "
+    "error: the largest difference from PyTorch's outputs, over three calls."
 TITLES = {"lstm": "LSTM layers alone", "model": "Whole model"}
 
 
@@ -23,11 +25,16 @@ class Row:
     precision: str
     times: tuple[str, ...]
     ratios: tuple[str, ...]
-    error: str
+    errors: tuple[str, ...]
+
+    @property
+    def cells(self) -> list[str]:
+        """Time, ratio, error, T by T."""
+        return [cell for triple in zip(self.times, self.ratios, self.errors, strict=True) for cell in triple]
 
 
 def renderable(results: dict[str, Any]) -> Any:
-    """A rich Group: a table for each scope."""
+    """A rich Group: a table for each scope and T, in 80 columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -35,35 +42,35 @@ def renderable(results: dict[str, Any]) -> Any:
     parts: list[Any] = []
     for scope in scopes(results):
         parts.append(Text(f"{TITLES[scope]}: {headline(results, scope)}"))
-        table = Table()
-        table.add_column("engine")
-        table.add_column("")
-        for steps in steps_of(results, scope):
-            table.add_column(f"T = {steps}: µs a call\n(p20-p80)", justify="right")
-            table.add_column("tvm_doping\nis faster", justify="right")
-        table.add_column("largest error\nto PyTorch", justify="right")
-        for row in rows(results, scope):
-            cells = [cell for pair in zip(row.times, row.ratios, strict=True) for cell in pair]
-            style = "bold green" if row.name == DOPED else None
-            table.add_row(row.name, row.precision, *cells, row.error, style=style)
-        parts.append(table)
-    return Group(*parts, Text(caption(results), style="dim"))
+        for at, steps in enumerate(steps_of(results, scope)):
+            table = Table()
+            table.add_column(f"T = {steps}", no_wrap=True)
+            table.add_column("")
+            for head in ("µs a call (p20-p80)", "to tvm_doping", "error"):
+                table.add_column(head, justify="right", no_wrap=True)
+            for row in rows(results, scope):
+                style = "bold green" if row.name == DOPED else None
+                table.add_row(
+                    row.name, row.precision, row.times[at], row.ratios[at], row.errors[at], style=style
+                )
+            parts.append(table)
+    return Group(*parts, Text(EXPLANATION), Text(caption(results), style="dim"))
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The same as Markdown."""
+    """The same as Markdown, all T of a scope in one table."""
     lines: list[str] = []
     for scope in scopes(results):
         steps = steps_of(results, scope)
-        heads = [head for t in steps for head in (f"T = {t}: µs a call (p20-p80)", "tvm_doping is faster")]
+        heads = [head for t in steps for head in (f"T = {t}: µs a call (p20-p80)", "to tvm_doping", "error")]
         lines += [f"**{TITLES[scope]}**: {headline(results, scope)}", ""]
-        lines.append("| " + " | ".join(["engine", "", *heads, "largest error to PyTorch"]) + " |")
-        lines.append("|---|---|" + "---:|" * (2 * len(steps) + 1))
-        for row in rows(results, scope):
-            cells = [cell for pair in zip(row.times, row.ratios, strict=True) for cell in pair]
-            lines.append("| " + " | ".join([row.name, row.precision, *cells, row.error]) + " |")
+        lines.append("| " + " | ".join(["engine", "", *heads]) + " |")
+        lines.append("|---|---|" + "---:|" * (3 * len(steps)))
+        lines += [
+            "| " + " | ".join([row.name, row.precision, *row.cells]) + " |" for row in rows(results, scope)
+        ]
         lines.append("")
-    return "\n".join([*lines, caption(results), ""])
+    return "\n".join([*lines, EXPLANATION, "", caption(results), ""])
 
 
 def write_all(results: dict[str, Any], folder: Path) -> dict[str, Path]:
@@ -110,7 +117,6 @@ def rows(results: dict[str, Any], scope: str) -> Iterator[Row]:
     for index, first in enumerate(cells[0]["engines"]):
         same = [cell["engines"][index] for cell in cells]
         ours = [cell["engines"][0]["us"]["median"] for cell in cells]
-        errors = [engine["error"] for engine in same if engine["error"] is not None]
         yield Row(
             name=first["name"],
             precision=first["precision"],
@@ -119,7 +125,7 @@ def rows(results: dict[str, Any], scope: str) -> Iterator[Row]:
                 "" if first["name"] == DOPED else f"{engine['us']['median'] / our:.2f}x"
                 for engine, our in zip(same, ours, strict=True)
             ),
-            error=f"{max(errors):.1e}" if errors else "no output",
+            errors=tuple("" if engine["error"] is None else f"{engine['error']:.1e}" for engine in same),
         )
 
 
