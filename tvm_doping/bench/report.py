@@ -12,8 +12,10 @@ from typing import Any
 from tvm_doping.errors import BenchError
 
 DOPED = "tvm_doping"
-EXPLANATION = "to tvm_doping: how many times as long a call takes. "
+EXPLANATION = (
+    "to tvm_doping: how many times as long a call takes. "
     "error: the largest difference from PyTorch's outputs, over three calls."
+)
 TITLES = {"lstm": "LSTM layers alone", "model": "Whole model"}
 
 
