@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-_SAMPLE = 200e-6  # seconds that one sample should last, so that the clock's own 50 ns do not show
-_MOST_REPEATS = 64
+_SAMPLE = 2e-3  # seconds that one sample should last: long beside the clock's own 50 ns and an interrupt
+_MOST_REPEATS = 256
 _LEAST_ROUNDS = 7
-_WARM = 20e-3  # calls longer than this warm themselves
+# Seconds of untimed calls before each sample. One call is not enough: on AMD the L3 takes what leaves the L2, and weights of a
+# few MB settle there over some calls (one: 360 us a step at H = 1500, thirty: 245). Every engine gets the same.
+_WARM = 10e-3
+_LONG = 20e-3  # calls longer than this warm themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Microseconds a call of each, one sample a round, for about `seconds` (at least 7 rounds).
 
-    Each turn begins with an untimed call: taking turns empties the caches, which a stream in use has warm.
-    A sample is the mean of as many calls as fill 0.2 ms. Garbage is not collected meanwhile.
+    Each turn begins with 10 ms of untimed calls (at least one): taking turns empties the caches, which a stream in use has
+    warm. A sample is the mean of as many calls as fill 2 ms. Garbage is not collected meanwhile.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -69,12 +72,14 @@ def _repeats(call: Callable[[], object]) -> int:
 
 
 def _sample(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+    begin = time.perf_counter()
     call()
-    elapsed = time.perf_counter() - start
-    if elapsed < _WARM:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        elapsed = (time.perf_counter() - start) / repeats
-    return elapsed * 1e6
+    first = time.perf_counter() - begin
+    if first >= _LONG:
+        return first * 1e6
+    while time.perf_counter() - begin < _WARM:
+        call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats * 1e6
