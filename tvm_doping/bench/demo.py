@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     started = time.perf_counter()
     try:
-        _demo(console, options.out, options.recipe, options.seconds)
+        _demo(console, options.out, options.recipe, options.baseline or bench.BASELINES, options.seconds)
     except DopingError as error:
         console.print(f"[bold red]{type(error).__name__}[/]: {error}", markup=True)
         return 1
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _demo(console: Console, out: Path, recipe: str, seconds: float) -> None:
+def _demo(console: Console, out: Path, recipe: str, baselines: Sequence[str], seconds: float) -> None:
     from tvm_doping.build import compile
     from tvm_doping.models.train import train
     from tvm_doping.targets import resolve
@@ -85,7 +86,8 @@ def _demo(console: Console, out: Path, recipe: str, seconds: float) -> None:
     )
 
     console.rule("4. Time, against dense runtimes with the same weights")
-    results = bench.run(run, bundle=folder, seconds=seconds, echo=partial(console.print, style="dim"))
+    echo = partial(console.print, style="dim")
+    results = bench.run(run, bundle=folder, baselines=baselines, seconds=seconds, echo=echo)
     paths = bench.write(results, out)
     console.print(bench.table(results))
     console.rule("Done")
@@ -144,6 +146,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tvm_doping.bench.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for all results")
     parser.add_argument("--recipe", default="lm-tiny", help="a recipe that has a dense variant too")
+    parser.add_argument(
+        "--baseline", action="append", choices=bench.BASELINES, help="repeatable; all of them by default"
+    )
     parser.add_argument("--seconds", type=float, default=24.0, help="of measuring; the rest comes on top")
     return parser.parse_args(arguments)
 
