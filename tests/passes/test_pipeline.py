@@ -77,3 +77,20 @@ def test_a_model_of_nothing_that_is_doped_goes_through() -> None:
     context = Context(target=resolve("x86-64-v3"), names=imported.names)
     mod = run_passes(imported.mod, pipeline(context))
     check(imported, mod, context, ((1, 2), (1, 1)))
+
+
+def test_what_depends_on_constants_only_is_computed_once() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.scale = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.softmax(self.table * self.scale, -1).sum(0)
+
+    torch.manual_seed(0)
+    imported = import_model(Normed(), torch.randn(3, 4))
+    context = Context(target=resolve("x86-64-v3"), names=imported.names)
+    mod = run_passes(imported.mod, pipeline(context))
+    assert mod["main"].script().count("R.call_tir(") == 1
+    check(imported, mod, context, ((1, 3),))

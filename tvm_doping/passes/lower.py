@@ -24,6 +24,7 @@ class Lower:
             return mod
         passes = [
             relax.transform.LegalizeOps({"relax.take": _take}),
+            relax.transform.FoldConstant(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
