@@ -165,3 +165,49 @@ def test_no_example_can_be_guessed() -> None:
     with pytest.raises(InvalidInput, match=r"Pass example="):
         import_model(Odd())
     check(import_model(Odd(), (torch.randn(3, 2), torch.randn(3, 2))), sizes=((1, 3),))
+
+
+class Autoencoder(nn.Module):
+    """The last hidden state repeated over T: an axis of size 1 that is repeated as often as a symbol says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(4, 6, batch_first=True), nn.LSTM(6, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, (h, _) = self.encoder(x)
+        return self.decoder(h[-1].unsqueeze(1).repeat(1, x.size(1), 1))[0]
+
+
+def test_a_state_repeated_over_time() -> None:
+    torch.manual_seed(0)
+    check(import_model(Autoencoder()), sizes=((5, 2), (1, 1)))
+
+
+@pytest.mark.parametrize("repeats", [(2, 3), (2, 1, 3), (1, 1), (3, 2, 1, 1)], ids=str)
+def test_repeats(repeats: tuple[int, ...]) -> None:
+    class Repeats(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat(*repeats)
+
+    check(import_model(Repeats(), torch.randn(3, 2)), sizes=((1, 3), (1, 1)))
+
+
+def test_steps_written_out() -> None:
+    """A loop over time in Python fixes T, not N."""
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTMCell(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = c = x.new_zeros(x.shape[1], 6)
+            for step in x:
+                h, c = self.cell(step, (h, c))
+            return h
+
+    torch.manual_seed(0)
+    imported = import_model(Cell(), torch.randn(3, 2, 4))
+    assert imported.signature.inputs[0].shape == (3, "N", 4)
+    check(imported, sizes=((3, 2), (3, 1)))

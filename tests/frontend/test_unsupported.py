@@ -87,3 +87,12 @@ def test_other_precisions() -> None:
         UnsupportedModel, match=r"weight_ih_l0 of module encoder\.inner.*float64.*model\.float"
     ):
         import_model(Around(nn.LSTM(6, 8)).double(), torch.randn(4, 2, 6).double())
+
+
+def test_an_input_that_is_no_tensor() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, factor: int) -> torch.Tensor:
+            return x * factor
+
+    with pytest.raises(UnsupportedModel, match=r"an input of the model.*int"):
+        import_model(Scaled(), (torch.randn(3, 2), 3))

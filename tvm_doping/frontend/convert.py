@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from tvm_doping._tvm import StringImm, constant, handle, relax, tvm
+from tvm_doping._tvm import StringImm, constant, handle, relax, tirx, tvm
 from tvm_doping.errors import UnsupportedModel
 from tvm_doping.frontend.graph import is_stack, layer_names, module_of
 from tvm_doping.frontend.program import quiet
@@ -46,6 +46,7 @@ def convert(program: ExportedProgram) -> tuple[tvm.IRModule, dict[int, str]]:
         "lstm.default": lambda node, _: _layer(node, importer),
         "lstm.input": lambda node, _: _stack(node, names[node], importer),
         "select.int": lambda node, _: _select(node, importer),
+        "repeat.default": lambda node, _: _repeat(node, importer),
         "embedding.default": lambda node, _: _embedding(node, importer),
     }
     try:
@@ -145,6 +146,23 @@ def _embedding(node: Node, importer: Any) -> Any:
     table, indices = importer.retrieve_args(node)[:2]
     # TVM's importer looks up in mode "fast", where an index beyond the table is a segmentation fault.
     return importer.block_builder.emit(relax.op.take(table, indices, axis=0, mode="clip"))
+
+
+def _repeat(node: Node, importer: Any) -> Any:
+    emit = importer.block_builder.emit
+    x, repeats = importer.retrieve_args(node)
+    shape = [*[1] * (len(repeats) - len(x.ty.shape)), *x.ty.shape]
+    if len(shape) > len(x.ty.shape):
+        x = emit(relax.op.reshape(x, relax.ShapeExpr(shape)))
+    # TVM's importer tiles by numbers only; an axis of size 1 is repeated by a broadcast, as often as a symbol says.
+    single = [isinstance(size, tirx.IntImm | int) and int(size) == 1 for size in shape]
+    tiles = [1 if one else times for one, times in zip(single, repeats, strict=True)]
+    if any(times != 1 for times in tiles):
+        x = emit(relax.op.tile(x, tiles))
+    wanted = [
+        times if one else size for one, times, size in zip(single, repeats, list(x.ty.shape), strict=True)
+    ]
+    return emit(relax.op.broadcast_to(x, relax.ShapeExpr(wanted)))
 
 
 def _check(node: Node, importer: ExportedProgramImporter) -> None:

@@ -59,6 +59,8 @@ def module_of(node: Node) -> tuple[str, str]:
     if not stack:
         return "", ""
     path, kind = list(stack.values())[-1]
+    if "_empty_nn_module_stack" in str(path):  # torch.export's own placeholder
+        return "", ""
     return str(path), (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
 
 

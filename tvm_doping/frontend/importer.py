@@ -60,14 +60,14 @@ def import_model(model: nn.Module | ExportedProgram, example: Any = None) -> Imp
         raise InvalidInput(
             "model", "an nn.Module or an ExportedProgram", type(model).__name__, "Pass the model itself."
         )
-    roles = symbols(program)
-    program = decompose(program)
-    mod, names = convert(program)
-    mod = _rename_symbols(mod, roles)
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if leaf is not None]
     if not all(isinstance(leaf, TorchTensor) for leaf in leaves):
         odd = next(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, TorchTensor))
         raise UnsupportedModel("an input of the model", "a tensor", odd, "Make it an attribute of the model.")
+    roles = symbols(program)
+    program = decompose(program)
+    mod, names = convert(program)
+    mod = _rename_symbols(mod, roles)
     count, state_names = _explicit_state(program, mod)
     lifted = lift_state(mod)
     layers = [name for group in layer_names(program.graph).values() for name in group]

@@ -33,7 +33,9 @@ def export(
     known: for each tensor of the example, the axes that are time or batch; None to find them, by a first export.
 
     T is whatever axis arrives at the LSTMs as time, N what arrives there as batch; all other axes are constants. Without an
-    LSTM, N is the first axis of the first input. Raises UnsupportedModel, or InvalidInput if the model fails on the example.
+    LSTM, N is the first axis of an input that is not fixed by what is done with it.
+
+    Raises UnsupportedModel, or InvalidInput if the model fails on the example.
     """
     _try(model, example)
     if known is not None:
@@ -67,9 +69,9 @@ def symbols(program: ExportedProgram) -> dict[str, str]:
         add(steps, TIME)
         add(batch, BATCH)
     if not found:
-        first = next((value for value in _inputs(program) if isinstance(value, Tensor) and value.dim()), None)
-        if first is not None:
-            add(first.shape[0], BATCH)
+        sizes = (size for value in _inputs(program) if isinstance(value, Tensor) for size in value.shape)
+        # a SymInt may have come out as a number
+        add(next((s for s in sizes if isinstance(s, torch.SymInt) and s.node.expr.free_symbols), None), BATCH)
     return found
 
 
