@@ -127,8 +127,8 @@ def _sum(expr: Any, products: dict[Any, Any], values: dict[Any, Any], uses: Coun
             continue
         width = products[product].args[1].ty.shape[1]
         if int(bias.ty.shape[0]) == int(width) and is_fixed(bias, values):
-            value = evaluate(bias, values)
-            return product, bias if value is None or isinstance(bias, relax.Var) is False else constant(value)
+            value = evaluate(bias, values) if isinstance(bias, relax.Var) else None
+            return product, bias if value is None else constant(value)
     return None
 
 
