@@ -131,7 +131,6 @@ def test_the_demo(
         return metrics
 
     monkeypatch.setattr("tvm_doping.models.train.train", train)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert (
         demo.main(["--out", str(tmp_path / "out"), "--seconds", "0.4", "--baseline", "onnxruntime-int8"]) == 0
     )
@@ -151,6 +150,5 @@ def test_the_demo(
 def test_the_demo_says_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert demo.main(["--out", str(tmp_path), "--recipe", "no-such-recipe"]) == 1
     assert "no-such-recipe" in capsys.readouterr().out

@@ -19,6 +19,8 @@ from tvm_doping.kernels.scope import SLACK, Scope
 # A product of one stream is bound by memory: four panels are four streams for the prefetcher, and with the two columns in
 # flight eight chains of FMAs, which covers four cycles of latency on two ports.
 _PANELS, _CHAINS = 4, 8
+# A tile sums so many columns at a time: a sum of sums rounds less than one chain of additions as long as the row.
+_COLUMNS = 160
 
 
 def pack(structure: Any, config: Config) -> dict[str, np.ndarray]:
@@ -73,15 +75,8 @@ def _product(scope: Scope, w: Buffer, n: int, row: int) -> None:
     count, lanes = int(w.shape[0]), scope.lanes
     if scope.width > 1:
         with T.serial(0, count) as g:
-            matmul(
-                Product2(
-                    m=lanes, k=n, nv=scope.vectors,
-                    a=lambda i, k: w[g, k, i],
-                    x=lambda k, j: scope.input(k, j),
-                    out=lambda i, j, value: scope.accumulate(row + g * lanes + i, value, j),
-                ),
-                scope.config,
-            )  # fmt: skip
+            for start in range(0, n, _COLUMNS):
+                _tile(scope, w, g, range(start, min(start + _COLUMNS, n)), row)
         return
 
     def group(first: Any, size: int) -> None:
@@ -108,3 +103,19 @@ def _product(scope: Scope, w: Buffer, n: int, row: int) -> None:
             group(block * _PANELS, _PANELS)
     if count % _PANELS:
         group(count // _PANELS * _PANELS, count % _PANELS)
+
+
+def _tile(scope: Scope, w: Buffer, g: Any, columns: range, row: int) -> None:
+    """The product of panel g and some columns, for a tile of streams."""
+    first, lanes = columns.start, scope.lanes
+    matmul(
+        Product2(
+            m=lanes,
+            k=len(columns),
+            nv=scope.vectors,
+            a=lambda i, k: w[g, first + k, i],
+            x=lambda k, j: scope.input(first + k, j),
+            out=lambda i, j, value: scope.accumulate(row + g * lanes + i, value, j),
+        ),
+        scope.config,
+    )
