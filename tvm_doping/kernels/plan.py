@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 Order = Literal["left", "right"]
 
@@ -71,7 +71,27 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LstmPlan:
+class _Plan:
+    """What every plan has; `products` names the fields that are products."""
+
+    config: Config
+    reason: str = ""
+    rejected: tuple[str, ...] = ()
+
+    products: ClassVar[tuple[str, ...]] = ()
+
+    def to_json(self) -> str:
+        """The plan as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan that `to_json` wrote."""
+        return cls(**_decode(json.loads(text), cls.products))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmPlan(_Plan):
     """One LSTM layer in one direction: the products of W_ih (4H, I) and W_hh (4H, H), each in a format of its own."""
 
     inputs: int
@@ -79,44 +99,22 @@ class LstmPlan:
     reverse: bool
     input: Product
     recurrent: Product
-    config: Config
-    reason: str = ""
-    rejected: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        """The plan as one line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The plan that `to_json` wrote."""
-        raw = json.loads(text)
-        return cls(**_decode(raw, "input", "recurrent"))
+    products: ClassVar[tuple[str, ...]] = ("input", "recurrent")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearPlan:
+class LinearPlan(_Plan):
     """One linear layer y = x W^T + b over M independent rows of x."""
 
     inputs: int
     outputs: int
     product: Product
-    config: Config
-    reason: str = ""
-    rejected: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        """The plan as one line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The plan that `to_json` wrote."""
-        raw = json.loads(text)
-        return cls(**_decode(raw, "product"))
+    products: ClassVar[tuple[str, ...]] = ("product",)
 
 
-def _decode(raw: dict[str, Any], *products: str) -> dict[str, Any]:
+def _decode(raw: dict[str, Any], products: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a plan with its dataclasses and tuples back in place of dicts and lists."""
 
     def product(fields: dict[str, Any]) -> Product:
