@@ -80,21 +80,6 @@ class Registers:
         return terms[0]
 
 
-class Counter:
-    """An int32 variable that the emitted code advances."""
-
-    def __init__(self, start: Expr) -> None:
-        self.buffer = T.alloc_buffer((1,), "int32")
-        T.buffer_store(self.buffer, start, [0])
-
-    @property
-    def value(self) -> Expr:
-        return self.buffer[0]
-
-    def advance(self, by: Expr) -> None:
-        T.buffer_store(self.buffer, self.buffer[0] + by, [0])
-
-
 def copy(
     source: Callable[[Expr, int], Expr], target: Callable[[Expr, Expr, int], None], count: int, lanes: int
 ) -> None:

@@ -37,7 +37,6 @@ if TIR_PIPELINE not in compilation_pipeline.PIPELINE_MAP:
 def _kernel_passes() -> list[Any]:
     return [
         tirx.transform.FlattenBuffer(),
-        tirx.transform.NarrowDataType(32),
         tirx.transform.StorageRewrite(),
         tirx.transform.StmtSimplify(),
         tirx.transform.CommonSubexprElim(),

@@ -15,14 +15,13 @@ from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
+from tvm_doping.sparsity.formats.perm import count_slots
 from tvm_doping.targets import Target
 
 # Bytes a cycle that one core reads from its L2, its L3, and memory (Zen 5 at 4 GHz: 250, 100 and 36 GB/s).
 _L2, _L3, _MEMORY = 60.0, 25.0, 9.0
 # Cycles of one FMA of a tile with the load of its vector of streams and of its index.
 _TILE_FMA = 1.1
-# Each number of slots has a loop of its own; deeper cells are split (a code of 78 unrolled slots still fits the L1).
-_MAX_SLOTS = 12
 # A model is doped to be small: a format that stores more than this times the bytes of the most compact one is not chosen unless
 # it is forced (16x1 blocks of an unstructured S would be a little faster at times, and ten times as large).
 _MOST_BYTES = 2.5
@@ -149,30 +148,33 @@ def _sell16(layer: Layer, target: Target) -> _Cost:
 
 
 def _perm32(layer: Layer, target: Target) -> _Cost:
-    return _look_up(layer, 1.5, lambda slots, cells: slots * 80 + cells * 2)
+    return _look_up(layer, 2.8, lambda slots: slots * 82)
 
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
-    # 0.5 cycles more a slot: the expansion, an unaligned load that often crosses a cache line, and the advance by a popcount
-    return _look_up(layer, 2.0, lambda slots, cells: slots * 18 + 4.0 * layer.sparse.nnz + cells * 2)
+    # more a slot: the expansion, and an unaligned load that often crosses a cache line
+    return _look_up(layer, 3.4, lambda slots: slots * 21 + 4.0 * layer.sparse.nnz)
 
 
-def _look_up(layer: Layer, slot: float, size: Callable[[float, float], float]) -> _Cost:
+def _look_up(layer: Layer, slot: float, size: Callable[[float], float]) -> _Cost:
     """perm32 in the better of its two row orders. The rows of a trained S differ: sorted, lanes of one group are about as full.
 
-    `slot` cycles a slot (a look-up and an FMA, a load of each), 2 a cell (its two registers of x), 80 a group (mispredicted loop
-    ends), and 40 more where the sums of sorted rows have to be scattered to their places.
+    `slot` cycles a slot (a look-up and an FMA, four loads), 40 a group (a mispredicted loop end), and 40 more where the sums of
+    sorted rows have to be scattered to their places.
     """
 
     def cost(sort: int) -> _Cost:
-        slots, cells, deepest = _cells(layer.sparse, sort)
+        groups = -(-layer.rows // 16)
+        slots = float(count_slots(layer.sparse, sort))
+        multiple = 4 if slots >= 32 * groups else 2
+        slots += groups * (multiple - 1) / 2
         fill = layer.sparse.nnz / max(1.0, slots * 16)
         return _Cost(
-            cycles=slot * slots + 2.0 * cells + (80.0 + 40.0 * sort) * layer.rows / 16,
+            cycles=slot * slots + (40.0 + 40.0 * sort) * groups,
             terms=slots * 16,
-            bytes=size(slots, cells),
+            bytes=size(slots),
             note=f"{fill:.0%} of the slots filled{', rows sorted' if sort else ''}",
-            params={"max_slots": min(deepest, _MAX_SLOTS), "sort": sort},
+            params={"multiple": multiple, "sort": sort},
         )
 
     return min((cost(0), cost(1)), key=lambda c: c.cycles)
@@ -189,20 +191,6 @@ def _block(rows: int) -> Callable[[Layer, Target], _Cost]:
         )
 
     return estimate
-
-
-def _cells(s: sp.csr_array, sort: int) -> tuple[float, float, int]:
-    """Slots and cells of perm32, rows in their order or sorted by their nonzeros, and the slots of the deepest cell."""
-    m, n = s.shape
-    stripes = -(-n // 32)
-    counts = np.diff(s.indptr)
-    row = np.repeat(np.arange(m), counts)
-    per_lane = np.bincount(row * stripes + s.indices // 32, minlength=m * stripes).reshape(m, stripes)
-    if sort:
-        per_lane = per_lane[np.argsort(-counts, kind="stable")]
-    per_lane = np.pad(per_lane, ((0, -m % 16), (0, 0)))
-    k = per_lane.reshape(-1, 16, stripes).max(axis=1)
-    return float(k.sum()), float((k > 0).sum()), int(k.max())
 
 
 def _count_blocks(s: sp.csr_array, rows: int) -> int:
