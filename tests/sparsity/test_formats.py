@@ -136,37 +136,54 @@ def test_sell16_groups_rows_of_like_length() -> None:
 
 
 @pytest.mark.parametrize("sort", [0, 1])
-@pytest.mark.parametrize("max_slots", [1, 5, 12, 32])
-def test_perm32_is_laid_out_as_specified(sort: int, max_slots: int) -> None:
-    S = random_s(40, 100, 0.5)
-    packed = pack("perm32", S, sort=sort, max_slots=max_slots)
+@pytest.mark.parametrize("multiple", [1, 2, 4])
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_perm32_is_laid_out_as_specified(sort: int, multiple: int, density: float) -> None:
+    """Slot by slot: each window as far left as a nonzero not stored yet, and in it the next nonzero of every lane it reaches."""
+    S = random_s(40, 100, density)
+    packed = pack("perm32", S, sort=sort, multiple=multiple)
     a = packed.arrays
     lengths = np.append(np.diff(S.indptr), np.zeros(8, int))
     assert list(a["rows"]) == (list(np.argsort(-lengths, kind="stable")) if sort else list(range(48)))
-    assert a["counts"].shape == (3, max_slots)
     assert a["indices"].dtype == np.uint8
-    assert a["stripes"].dtype == np.uint16
+    assert a["windows"].dtype == np.uint16
+    assert len(a["windows"]) == len(a["indices"]) == len(a["values"]) == a["slot_ptr"][3]
     W = np.vstack([S.toarray(), np.zeros((8, 100))])
-    W = np.pad(W, ((0, 0), (0, 28)))
-    cell = slot = 0
+    slot = 0
     for g in range(3):
-        assert (a["cell_ptr"][g], a["slot_ptr"][g]) == (cell, slot)
-        deep = (W[a["rows"][g * 16 : g * 16 + 16]].reshape(16, 4, 32) != 0).sum(2).max(0)
-        wanted = []
-        for stripe, k in enumerate(deep.tolist()):
-            wanted += [(max_slots, stripe)] * (k // max_slots)
-            wanted += [(k % max_slots, stripe)] if k % max_slots else []
-        got = []
-        for k in range(1, max_slots + 1):
-            for _ in range(a["counts"][g, k - 1]):
-                got.append((k, int(a["stripes"][cell])))
-                cell, slot = cell + 1, slot + k
-        assert got == sorted(wanted)
-    assert (a["cell_ptr"][3], a["slot_ptr"][3]) == (cell, slot)
-    assert len(a["indices"]) == slot
+        assert a["slot_ptr"][g] == slot
+        rows = W[a["rows"][g * 16 : g * 16 + 16]].copy()
+        while rows.any():
+            window = int(np.flatnonzero(rows.any(axis=0))[0]) // 16 * 16
+            assert a["windows"][slot] == window
+            for lane, row in enumerate(rows):
+                left = np.flatnonzero(row)
+                column = left[0] if len(left) and left[0] < window + 32 else window
+                assert a["indices"][slot, lane] == column - window
+                stored = np.float32(row[column]) if len(left) and left[0] == column else 0
+                assert a["values"][slot, lane] == stored
+                row[column] = 0
+            slot += 1
+        empty = -(slot - a["slot_ptr"][g]) % multiple
+        assert not a["values"][slot : slot + empty].any()
+        slot += empty
+    assert a["slot_ptr"][3] == slot
     assert same(unpack(packed), S)
     x = np.random.default_rng(0).standard_normal(100)
     np.testing.assert_allclose(matvec(packed, x), S.toarray().astype(np.float64) @ x, atol=1e-9)
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 4])
+def test_perm32_expand_stores_the_values_without_padding(multiple: int) -> None:
+    S = random_s(40, 100, 0.3)
+    padded, packed = (pack(name, S, multiple=multiple).arrays for name in ("perm32", "perm32_expand"))
+    filled = padded["values"] != 0
+    np.testing.assert_array_equal(packed["values"][: S.nnz], padded["values"][filled])
+    assert packed["values"].size == S.nnz + 16
+    for slot, mask in enumerate(packed["masks"]):
+        assert [bool(mask >> lane & 1) for lane in range(16)] == list(filled[slot])
+    before = np.append(0, np.cumsum(filled.sum(axis=1)))
+    np.testing.assert_array_equal(packed["value_ptr"], before[:-1:multiple])
 
 
 def test_blocks_of_a_block_pattern_hold_no_padding() -> None:
@@ -185,9 +202,19 @@ def test_a_wrong_name_or_parameter_is_named() -> None:
         pack("csr", S, stride=3)
     with pytest.raises(InvalidInput, match="multiple"):
         pack("csr", S, multiple=0)
-    with pytest.raises(InvalidInput, match="max_slots"):
-        pack("perm32", S, max_slots=40)
+    with pytest.raises(InvalidInput, match="multiple 1, 2 or 4"):
+        pack("perm32", S, multiple=3)
     with pytest.raises(InvalidInput, match="format csr"):
         FORMATS["csr"].unpack(pack("block4", S))
     with pytest.raises(InvalidInput, match="last dimension"):
         matvec(pack("csr", S), np.zeros(5))
+
+
+def test_the_pattern_nm32_fills_every_slot_of_perm32() -> None:
+    rng = np.random.default_rng(3)
+    W = np.zeros((64, 12, 32))
+    for stripe in range(12):
+        for row in range(64):
+            W[row, stripe, rng.choice(32, 2, replace=False)] = rng.uniform(0.5, 1.0, 2)
+    packed = pack("perm32", canonical(W.reshape(64, 384)))
+    assert (packed.arrays["values"] != 0).all()

@@ -26,9 +26,9 @@ _TILE_FMA = 1.1
 # it is forced (16x1 blocks of an unstructured S would be a little faster at times, and ten times as large).
 _MOST_BYTES = 2.5
 # Of formats this close to the fastest, the smallest is chosen: the prediction is no better than that.
-_CLOSE = 1.15
+_CLOSE = 1.1
 # A cache is shared by the products of a model, four for a two-layer LSTM, and by what runs beside it.
-_SHARE = 0.15
+_SHARE = 0.12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def _perm32(layer: Layer, target: Target) -> _Cost:
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
     # more a slot: the expansion, and an unaligned load that often crosses a cache line
-    return _look_up(layer, 3.4, lambda slots: slots * 21 + 4.0 * layer.sparse.nnz)
+    return _look_up(layer, 3.7, lambda slots: slots * 21 + 4.0 * layer.sparse.nnz)
 
 
 def _look_up(layer: Layer, slot: float, size: Callable[[float], float]) -> _Cost:
