@@ -154,7 +154,7 @@ def test_perm32_is_laid_out_as_specified(sort: int, multiple: int, density: floa
         assert a["slot_ptr"][g] == slot
         rows = W[a["rows"][g * 16 : g * 16 + 16]].copy()
         while rows.any():
-            window = int(np.flatnonzero(rows.any(axis=0))[0]) // 16 * 16
+            window = int(np.flatnonzero(rows.any(axis=0))[0]) // 8 * 8
             assert a["windows"][slot] == window
             for lane, row in enumerate(rows):
                 left = np.flatnonzero(row)

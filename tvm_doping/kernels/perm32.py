@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels.emit import Expr, Registers, load, splat, store
+from tvm_doping.kernels.emit import Buffer, Expr, Registers, load, splat, store
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.sparsity.formats.perm import STEP
 
 _FULL = 16
 
@@ -20,12 +21,13 @@ _FULL = 16
 def stream(product: Product, scope: Scope) -> None:
     """One stream: two loads of x, a look-up and an FMA a slot, as many chains of FMAs as slots that a group is padded to."""
     slots = _Slots(product, scope)
+    overlapping = _overlapping(product.columns, scope)
     with T.serial(0, slots.groups) as g:
         acc = Registers(slots.multiple, _FULL)
 
         def slot(at: Expr, weights: Expr, u: int, acc: Registers = acc) -> None:
             window = T.bind(tirx.Cast("int64", slots.windows[at]))
-            low, high = (load(scope.z, window + part, _FULL) for part in (0, 16))
+            low, high = (load(overlapping, (window + part) * _COPIES, _FULL) for part in (0, _FULL))
             indices = tirx.Cast("int32x16", slots.indices[at, T.Ramp(0, 1, _FULL)])
             acc.fma(u, weights, T.call_llvm_pure_intrin("float32x16", _LOOK_UP, low, indices, high))
 
@@ -56,6 +58,16 @@ def tile(product: Product, scope: Scope) -> None:
         add_rows(scope, _FULL, rows, row_of(slots.rows, g * _FULL))
 
 
+def _overlapping(columns: int, scope: Scope) -> Buffer:
+    """z as registers that begin STEP columns apart, one after the other: any window is two of them, and aligned."""
+    count = -(-columns // STEP) + _COPIES
+    registers = T.alloc_buffer((count * _FULL,), "float32")
+    with T.serial(0, count) as r:
+        store(registers, r * _FULL, load(scope.z, r * STEP, _FULL), _FULL)
+    return registers
+
+
+_COPIES = _FULL // STEP
 _LOOK_UP = "llvm.x86.avx512.vpermi2var.ps.512"
 
 
@@ -109,7 +121,9 @@ class _Slots:
         chosen = (T.broadcast(mask, _FULL) & bits) != T.broadcast(tirx.const(0, "uint16"), _FULL)
         packed = _fence(load(self.values, first + tirx.Cast("int64", before) if u else first, _FULL))
         return T.bind(
-            T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.mask.expand.v16f32", packed, self.zero, chosen)
+            T.call_llvm_pure_intrin(
+                "float32x16", "llvm.x86.avx512.mask.expand.v16f32", packed, self.zero, chosen
+            )
         )
 
 
