@@ -79,8 +79,9 @@ class _Slots:
         self.rows, self.slot_ptr, self.windows, self.indices, self.values = (
             arrays[name] for name in ("rows", "slot_ptr", "windows", "indices", "values")
         )
-        self.masks, self.value_ptr = arrays.get("masks"), arrays.get("value_ptr")
-        self.expand = self.masks is not None
+        self.expand = "masks" in arrays
+        self.masks: Buffer = arrays.get("masks")
+        self.value_ptr: Buffer = arrays.get("value_ptr")
         self.multiple = product.params["multiple"]
         self.word = f"uint{16 * self.multiple}"
         self.groups = int(self.slot_ptr.shape[0]) - 1

@@ -172,6 +172,20 @@ def dump_recipe(recipe: Recipe) -> str:
     return text
 
 
+def differences(before: str, after: str) -> str:
+    """The settings in which two recipes, as YAML, differ: "train.epochs 3, was 2; ..."."""
+    old, new = (_flat(yaml.safe_load(text) or {}) for text in (before, after))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return "; ".join(f"{key} {new.get(key)}, was {old.get(key)}" for key in changed) or "written otherwise"
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def _check(recipe: Recipe, label: str) -> None:
     """What one field alone cannot say."""
     doping = recipe.doping

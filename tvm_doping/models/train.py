@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, DataError
 from tvm_doping.models.loop import ANEW, Run
-from tvm_doping.models.recipe import Recipe, dump_recipe, load_recipe
+from tvm_doping.models.recipe import Recipe, differences, dump_recipe, load_recipe
 from tvm_doping.models.resume import FILE as STATE
 from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
 
@@ -76,9 +76,13 @@ def _open(folder: Path, plan: Recipe, resume: bool) -> None:
             (folder / name).unlink(missing_ok=True)
     resolved, path = dump_recipe(plan), folder / RECIPE
     if (folder / STATE).is_file():
-        if not path.is_file() or path.read_text(encoding="utf-8") != resolved:
+        started = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if started != resolved:
             raise CheckpointError(
-                f"run folder {folder}", "the recipe it was started with, to be resumed", "another", ANEW
+                f"run folder {folder}",
+                "the recipe it was started with, to be resumed",
+                f"another ({differences(started, resolved)})",
+                ANEW,
             )
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -102,7 +102,8 @@ def _slide(S: sparse.csr_array, lanes: Array) -> list[tuple[Array, Array, Array]
         for ptr in (S.indptr[:-1], S.indptr[1:])
     )
     column = np.append(S.indices.astype(np.int64), _NONE)
-    groups, steps = np.arange(len(at)), []
+    groups = np.arange(len(at))
+    steps: list[tuple[Array, Array, Array]] = []
     while True:
         following = np.where(at < end, column[at], _NONE)
         leftmost = following.min(axis=1)
