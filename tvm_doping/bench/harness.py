@@ -15,7 +15,7 @@ from tvm_doping.bench.engines.doped import Doped
 from tvm_doping.bench.engines.stream import Engine, Stream
 from tvm_doping.bench.machine import describe, pinned
 from tvm_doping.bench.measure import interleave, summarise
-from tvm_doping.bench.subject import Subject, subject_of
+from tvm_doping.bench.subject import Subject, outputs_alone, subject_of
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BenchError
 
@@ -70,7 +70,7 @@ def measure_model(
         for scope in scopes:
             what = subjects[scope]
             compiled = _compiled(
-                bundle, module if scope == "model" else lstm, scope, target, batch, name, echo
+                bundle, module if scope == "model" else outputs_alone(lstm), scope, target, batch, name, echo
             )
             results["model"][scope] = _facts(compiled)
             engines: dict[str, Engine] = {DOPED: Doped(compiled)}

@@ -96,6 +96,22 @@ def subject_of(model: torch.nn.Module) -> tuple[Subject, torch.nn.LSTM]:
     return Subject(layers=layers, embedding=embedding, decoder=decoder), lstm
 
 
+def outputs_alone(module: torch.nn.Module) -> torch.nn.Module:
+    """forward(x) -> y of a module that returns (y, state): a session keeps the state, and is not asked for copies of it."""
+    import torch
+
+    class OutputsAlone(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.lstm(x)[0]
+            return y
+
+    return OutputsAlone().eval()
+
+
 def _unfit(model: torch.nn.Module, got: str) -> BenchError:
     return BenchError(
         type(model).__name__,
