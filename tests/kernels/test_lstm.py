@@ -44,6 +44,14 @@ def test_every_format_on_avx512(format: str, reverse: bool) -> None:
     check_lstm(w, plan, target, SHAPES)
 
 
+@pytest.mark.parametrize("format", ["csr", "sell16", "block16"])
+def test_half_vectors_for_a_batch_that_fits_them(format: str) -> None:
+    target, w = target_or_skip("x86-64-v4"), doped("kronecker", 0.25)
+    plan = schedules.choose_lstm(*w, reverse=False, target=target, batch=8, force={"format": format})
+    assert (plan.config.lanes, plan.config.registers) == (8, 32)
+    check_lstm(w, plan, target, [*SHAPES, (3, 8)])
+
+
 @pytest.mark.parametrize("multiple", [1, 2, 4])
 @pytest.mark.parametrize("format", ["perm32", "perm32_expand"])
 def test_rows_sorted_by_their_nonzeros(format: str, multiple: int) -> None:

@@ -71,3 +71,14 @@ def test_rows_of_very_different_lengths_are_sorted() -> None:
         even, skewed, reverse=False, target=targets.resolve("x86-64-v4"), force={"format": "perm32"}
     )
     assert (plan.input.params["sort"], plan.recurrent.params["sort"]) == (0, 1)
+
+
+@pytest.mark.parametrize(("batch", "lanes"), [(1, 16), (4, 8), (8, 8), (9, 16), (32, 16)])
+def test_a_batch_that_fits_half_a_vector_takes_half_vectors(batch: int, lanes: int) -> None:
+    w, target = doped(2560, 640, 0.05), targets.resolve("x86-64-v4")
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=batch)
+    assert (plan.config.lanes, plan.config.tile, plan.config.steps) == (lanes, lanes, lanes)
+    forced = schedules.choose_lstm(
+        w, w, reverse=False, target=target, batch=batch, force={"format": "perm32"}
+    )
+    assert forced.config.lanes == 16  # its look-up takes whole registers

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.plan import Config
 
@@ -71,13 +73,42 @@ class Registers:
         store(self.buffers[i], 0, self[i] + a * b, self.lanes)
 
     def total(self, which: range | None = None) -> Expr:
-        """The sum of the registers (all, or `which`), pairwise: the additions do not wait for each other."""
-        terms = [self[i] for i in which or range(len(self.buffers))]
-        while len(terms) > 1:
-            terms = [
-                terms[i] + terms[i + 1] if i + 1 < len(terms) else terms[i] for i in range(0, len(terms), 2)
-            ]
-        return terms[0]
+        """The sum of the registers (all, or `which`)."""
+        return _sum([self[i] for i in which or range(len(self.buffers))])
+
+
+def _sum(terms: list[Expr]) -> Expr:
+    """Pairwise: the additions do not wait for each other."""
+    while len(terms) > 1:
+        pairs = range(0, len(terms), 2)
+        terms = [terms[i] + terms[i + 1] if i + 1 < len(terms) else terms[i] for i in pairs]
+    return terms[0]
+
+
+def address(value: Expr) -> Expr:
+    """A stored index as what buffers are addressed with, 64 bits wide, computed once.
+
+    Neighbours are then constant displacements from it: 32-bit sums LLVM extends one by one, or computes in vector registers and
+    takes out lane by lane.
+    """
+    return T.bind(tirx.Cast("int64", value))
+
+
+def unpacked(indices: Buffer, at: Expr, count: int, row: Expr | None = None) -> list[Expr]:
+    """`count` consecutive 8- or 16-bit indices, loaded as 64-bit words and taken apart by shifts.
+
+    Loaded one by one LLVM puts them into a vector register, from which each has to be extracted again.
+    """
+    bits = 8 * np.dtype(str(indices.dtype)).itemsize
+    some = 64 // bits
+    if bits > 16 or count % some:
+        return [address(load(indices, at + i, 1, row)) for i in range(count)]
+    mask = tirx.const((1 << bits) - 1, "uint64")
+    columns: list[Expr] = []
+    for first in range(0, count, some):
+        word = T.bind(tirx.reinterpret("uint64", load(indices, at + first, some, row)))
+        columns += [address((word >> tirx.const(bits * i, "uint64")) & mask) for i in range(some)]
+    return columns
 
 
 def copy(

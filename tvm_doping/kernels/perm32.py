@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels.emit import Buffer, Expr, Registers, load, splat, store
+from tvm_doping.kernels.emit import Buffer, Expr, Registers, address, load, splat, store, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
@@ -26,7 +26,7 @@ def stream(product: Product, scope: Scope) -> None:
         acc = Registers(slots.multiple, _FULL)
 
         def slot(at: Expr, weights: Expr, u: int, acc: Registers = acc) -> None:
-            window = T.bind(tirx.Cast("int64", slots.windows[at]))
+            window = address(slots.windows[at])
             low, high = (load(overlapping, (window + part) * _COPIES, _FULL) for part in (0, _FULL))
             indices = tirx.Cast("int32x16", slots.indices[at, T.Ramp(0, 1, _FULL)])
             acc.fma(u, weights, T.call_llvm_pure_intrin("float32x16", _LOOK_UP, low, indices, high))
@@ -48,10 +48,11 @@ def tile(product: Product, scope: Scope) -> None:
             def slot(at: Expr, weights: Expr, u: int) -> None:
                 if slots.expand:
                     store(expanded, 0, weights, _FULL)
-                window = T.bind(tirx.Cast("int32", slots.windows[at]))
-                for lane in lanes:
+                window = address(slots.windows[at])
+                columns = unpacked(slots.indices, lanes.start, len(lanes), at)
+                for lane, column in zip(lanes, columns, strict=True):
                     weight = expanded[lane] if slots.expand else slots.values[at, lane]
-                    fma(lane, weight, window + tirx.Cast("int32", slots.indices[at, lane]))
+                    fma(lane, weight, window + column)
 
             slots.walk(g, slot)
 
@@ -91,13 +92,11 @@ class _Slots:
 
     def walk(self, g: Expr, slot: Any) -> None:
         """slot(slot, its weights, its number below `multiple`) for each slot of group g."""
-        # 64 bits wide, so that the slots of a round are constant displacements from one address: sign-extended one by one,
-        # LLVM computes 32-bit addresses in vector registers and takes them out lane by lane.
-        first, end = (T.bind(tirx.Cast("int64", self.slot_ptr[g + i]) // self.multiple) for i in (0, 1))
+        first, end = (address(self.slot_ptr[g + i]) // self.multiple for i in (0, 1))
         with T.serial(first, end) as r:
             start = T.bind(r * self.multiple)
             if self.expand:
-                word, values = T.bind(self._masks(start)), T.bind(tirx.Cast("int64", self.value_ptr[r]))
+                word, values = T.bind(self._masks(start)), address(self.value_ptr[r])
             for u in range(self.multiple):
                 weights = (
                     self._expanded(values, word, u)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import perm32
-from tvm_doping.kernels.emit import Expr, Registers, add, splat
+from tvm_doping.kernels.emit import Expr, Registers, add, address, load, splat, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
@@ -30,11 +30,11 @@ def _csr_stream(product: Product, scope: Scope) -> None:
     unroll = product.params["multiple"]
     with T.serial(0, product.rows) as r:
         acc = Registers(unroll, 1)
-        first = T.bind(indptr[r])
-        with T.serial(0, (indptr[r + 1] - first) // unroll) as k:
+        first = address(indptr[r])
+        with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
             for u in range(unroll):
                 at = first + k * unroll + u
-                acc.fma(u, values[at], scope.z[tirx.Cast("int32", indices[at])])
+                acc.fma(u, values[at], scope.z[tirx.Cast("int64", indices[at])])
         T.buffer_store(scope.y, scope.y[r] + acc.total(), [r])
 
 
@@ -44,11 +44,11 @@ def _csr_tile(product: Product, scope: Scope) -> None:
     unroll, vectors = product.params["multiple"], scope.vectors
     with T.serial(0, product.rows) as r:
         acc = Registers(unroll * vectors, scope.lanes)
-        first = T.bind(indptr[r])
-        with T.serial(0, (indptr[r + 1] - first) // unroll) as k:
-            for u in range(unroll):
-                at = first + k * unroll + u
-                weight, column = splat(values[at], scope.lanes), tirx.Cast("int32", indices[at])
+        first = address(indptr[r])
+        with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
+            at = first + k * unroll
+            for u, column in enumerate(unpacked(indices, at, unroll)):
+                weight = splat(values[at + u], scope.lanes)
                 for v in range(vectors):
                     acc.fma(v * unroll + u, weight, scope.input(column, v))
         for v in range(vectors):
@@ -58,23 +58,16 @@ def _csr_tile(product: Product, scope: Scope) -> None:
 def _sell16_stream(product: Product, scope: Scope) -> None:
     """16 rows side by side with a soft gather: 1.25 nonzeros a cycle, and no instruction beyond SSE4.1.
 
-    The four 16-bit indices of a quarter come in one 64-bit load and are taken apart by shifts: x[..] four times into one
-    register (`vmovss`, `vinsertps`). A vectorised x[indices] would be scalarised by LLVM with an extraction per lane.
+    x[..] four times into one register (`vmovss`, `vinsertps`); a vectorised x[indices] LLVM would scalarise.
     """
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
     with T.serial(0, int(group_ptr.shape[0]) - 1) as g:
         acc = Registers(4, 4)
-        first = T.bind(group_ptr[g])
-        with T.serial(0, group_ptr[g + 1] - first) as k:
+        first = address(group_ptr[g])
+        with T.serial(0, address(group_ptr[g + 1]) - first) as k:
             for q in range(4):
-                word = T.bind(tirx.reinterpret("uint64", indices[first + k, T.Ramp(4 * q, 1, 4)]))
-                columns = [
-                    (word >> tirx.const(16 * i, "uint64")) & tirx.const(0xFFFF, "uint64") for i in range(4)
-                ]
-                gathered = T.Shuffle(
-                    [scope.z[tirx.Cast("int32", column)] for column in columns], [0, 1, 2, 3]
-                )
-                acc.fma(q, values[first + k, T.Ramp(4 * q, 1, 4)], gathered)
+                gathered = [scope.z[column] for column in unpacked(indices, 4 * q, 4, first + k)]
+                acc.fma(q, load(values, 4 * q, 4, first + k), T.Shuffle(gathered, [0, 1, 2, 3]))
         scatter_rows(scope, rows, g, [(acc[q], 4) for q in range(4)])
 
 
@@ -82,12 +75,13 @@ def _sell16_tile(product: Product, scope: Scope) -> None:
     """16 accumulators, one a row: an FMA a slot's lane and vector of streams."""
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
     with T.serial(0, int(group_ptr.shape[0]) - 1) as g:
-        first = T.bind(group_ptr[g])
+        first = address(group_ptr[g])
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
-            with T.serial(0, group_ptr[g + 1] - first) as k:
-                for lane in lanes:
-                    fma(lane, values[first + k, lane], tirx.Cast("int32", indices[first + k, lane]))
+            with T.serial(0, address(group_ptr[g + 1]) - first) as k:
+                columns = unpacked(indices, lanes.start, len(lanes), first + k)
+                for lane, column in zip(lanes, columns, strict=True):
+                    fma(lane, values[first + k, lane], column)
 
         add_rows(scope, 16, walk, row_of(rows, g * 16))
 
@@ -101,11 +95,11 @@ def _block_stream(product: Product, scope: Scope) -> None:
     unroll = max(1, 4 // parts)  # four chains of FMAs at least, to cover their latency
     with T.serial(0, int(block_ptr.shape[0]) - 1) as g:
         acc = Registers(unroll * parts, lanes)
-        first = T.bind(block_ptr[g])
-        count = T.bind(block_ptr[g + 1] - first)
+        first = address(block_ptr[g])
+        count = T.bind(address(block_ptr[g + 1]) - first)
 
         def one(at: Expr, u: int, acc: Registers = acc) -> None:
-            x = T.bind(splat(scope.z[tirx.Cast("int32", columns[at])], lanes))
+            x = T.bind(splat(scope.z[tirx.Cast("int64", columns[at])], lanes))
             for p in range(parts):
                 weights = values[at, T.Ramp(p * lanes, 1, lanes)] if lanes > 1 else values[at, p]
                 acc.fma(p * unroll + u, weights, x)
@@ -125,11 +119,11 @@ def _block_tile(product: Product, scope: Scope) -> None:
     block_ptr, columns, values = _arrays(scope, "block_ptr", "columns", "values")
     b = int(values.shape[1])
     with T.serial(0, int(block_ptr.shape[0]) - 1) as g:
-        first = T.bind(block_ptr[g])
+        first = address(block_ptr[g])
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
-            with T.serial(0, block_ptr[g + 1] - first) as k:
-                column = T.bind(tirx.Cast("int32", columns[first + k]))
+            with T.serial(0, address(block_ptr[g + 1]) - first) as k:
+                column = T.bind(tirx.Cast("int64", columns[first + k]))
                 for lane in lanes:
                     fma(lane, values[first + k, lane], column)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from scipy import sparse as sp
 
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
-from tvm_doping.kernels.plan import Config, LinearPlan, LstmPlan, Product
+from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Product
 from tvm_doping.schedules import fallback, x86
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
 from tvm_doping.targets import Target
@@ -34,14 +35,11 @@ def choose_lstm(
     """
     layers = [layer_of(structure, batch) for structure in (w_ih, w_hh)]
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
-    # Streams and steps run as tiles from the number on at which both products together are faster so.
-    config = Config(
-        **{
-            **vars(hh.config),
-            "tile_from": max(ih.config.tile_from, hh.config.tile_from),
-            "steps": ih.config.steps,
-            "steps_from": ih.config.steps_from,
-        }
+    # One width for both. Streams and steps run as tiles from the number on at which both products together are faster so.
+    config = replace(
+        max(ih.config, hh.config, key=lambda config: config.lanes),
+        tile_from=max(ih.config.tile_from, hh.config.tile_from),
+        steps_from=ih.config.steps_from,
     )
     return LstmPlan(
         inputs=int(w_ih.shape[1]),

@@ -20,8 +20,9 @@ from tvm_doping.targets import Target
 
 # Bytes a cycle that one core reads from its L2, its L3, and memory (Zen 5 at 4 GHz: 250, 100 and 36 GB/s).
 _L2, _L3, _MEMORY = 60.0, 25.0, 9.0
-# Cycles of one FMA of a tile with the load of its vector of streams and of its index.
-_TILE_FMA = 1.1
+# Cycles of one FMA of a tile with the load of its vector of streams and of its index: where the tile's inputs fit the L1 beside
+# the weights that pass through it, and where they come from the L2.
+_TILE_FMA, _TILE_FMA_L2, _SHARE_OF_L1 = 1.1, 1.5, 0.7
 # A model is doped to be small: a format that stores more than this times the bytes of the most compact one is not chosen unless
 # it is forced (16x1 blocks of an unstructured S would be a little faster at times, and ten times as large).
 _MOST_BYTES = 2.5
@@ -54,9 +55,9 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
         return Declined(reason="x86: " + "; ".join(reasons))
     least = min(c.bytes for c in candidates)
     candidates = [c for c in candidates if c.bytes <= _MOST_BYTES * least]
-    full, rest = divmod(layer.batch, target.lanes)
 
     def time(c: Candidate) -> float:
+        full, rest = divmod(layer.batch, c.config.lanes)
         return full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)
 
     close = _CLOSE * min(time(c) for c in candidates)
@@ -69,7 +70,7 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
         return [
             Candidate(
                 format=None,
-                config=_config(target, 4),
+                config=_config(target, _widths(layer, target)[-1], 4),
                 cycles=0.0,
                 tile_cycles=0.0,
                 bytes=0.0,
@@ -77,21 +78,35 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
             )
         ]
     return [
-        _candidate(name, estimate(layer, target), layer, target)
+        candidate
         for name, estimate in _ESTIMATES.items()
         if _refusal(name, layer, target) is None
+        for candidate in _candidates(name, estimate(layer, target), layer, target)
     ]
 
 
-def _candidate(name: str, cost: _Cost, layer: Layer, target: Target) -> Candidate:
+def _widths(layer: Layer, target: Target) -> tuple[int, ...]:
+    """The lanes to choose from: a batch that fits half a vector would leave the other half of a tile empty."""
+    half = target.lanes // 2
+    return (target.lanes, half) if 1 < layer.batch <= half else (target.lanes,)
+
+
+def _candidates(name: str, cost: _Cost, layer: Layer, target: Target) -> list[Candidate]:
+    widths = (target.lanes,) if name in _FULL_WIDTH else _widths(layer, target)
+    return [_candidate(name, cost, layer, target, lanes) for lanes in widths]
+
+
+def _candidate(name: str, cost: _Cost, layer: Layer, target: Target, lanes: int) -> Candidate:
     bandwidth = (
         _L2 if cost.bytes < _SHARE * target.l2 else _L3 if cost.bytes < _SHARE * target.l3 else _MEMORY
     )
     transfer = cost.bytes / bandwidth
-    cycles, tile = max(transfer, cost.cycles), max(transfer, cost.terms * _TILE_FMA)
+    close = layer.columns * lanes * 4 < _SHARE_OF_L1 * target.l1
+    tile = max(transfer, cost.terms * (_TILE_FMA if close else _TILE_FMA_L2))
+    cycles = max(transfer, cost.cycles)
     bound = "reading" if transfer > cost.cycles else "computing"
     reason = f"{cost.note}; {cycles / 1000:.0f}k cycles a step predicted, bound by {bound}"
-    config = _config(target, int(np.ceil(tile / cycles)))
+    config = _config(target, lanes, int(np.ceil(tile / cycles)))
     return Candidate(
         format=name,
         params=cost.params,
@@ -103,12 +118,11 @@ def _candidate(name: str, cost: _Cost, layer: Layer, target: Target) -> Candidat
     )
 
 
-def _config(target: Target, worth: int) -> Config:
-    """lanes and registers are the instruction set's; a tile is one vector of streams, and pays from `worth` streams on."""
-    lanes = target.lanes
+def _config(target: Target, lanes: int, worth: int) -> Config:
+    """The registers are the instruction set's; a tile is one vector of streams, and pays from `worth` streams on."""
     worth = max(2, min(worth, lanes))
     return Config(
-        lanes=lanes, registers=32 if lanes == 16 else 16, tile=lanes, tile_from=worth, steps=lanes, steps_from=worth
+        lanes=lanes, registers=32 if target.lanes == 16 else 16, tile=lanes, tile_from=worth, steps=lanes, steps_from=worth
     )  # fmt: skip
 
 
@@ -116,7 +130,7 @@ def _refusal(name: str, layer: Layer, target: Target) -> str | None:
     """Why a format cannot serve, or None."""
     if name not in _ESTIMATES:
         return f"no such format on x86 (there are {', '.join(_ESTIMATES)})"
-    if name.startswith("perm32") and not target.has("avx512f"):
+    if name in _FULL_WIDTH and not target.has("avx512f"):
         return "vpermi2ps and vexpandps need avx512f"
     if name == "sell16" and layer.columns > 65536:
         return f"16-bit indices reach 65536 columns, the layer has {layer.columns}"
@@ -198,6 +212,7 @@ def _count_blocks(s: sp.csr_array, rows: int) -> int:
     return len(np.unique(row // rows * s.shape[1] + s.indices))
 
 
+_FULL_WIDTH = ("perm32", "perm32_expand")  # written for AVX-512 registers
 _ESTIMATES: dict[str, Callable[[Layer, Target], _Cost]] = {
     "csr": _csr,
     "sell16": _sell16,
