@@ -70,7 +70,7 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
         return [
             Candidate(
                 format=None,
-                config=_config(target, _widths(layer, target)[-1], 4),
+                config=_config(target, _widths(layer, target)[0], 4),
                 cycles=0.0,
                 tile_cycles=0.0,
                 bytes=0.0,
@@ -88,7 +88,7 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
 def _widths(layer: Layer, target: Target) -> tuple[int, ...]:
     """The lanes to choose from: a batch that fits half a vector would leave the other half of a tile empty."""
     half = target.lanes // 2
-    return (target.lanes, half) if 1 < layer.batch <= half else (target.lanes,)
+    return (half, target.lanes) if 1 < layer.batch <= half else (target.lanes,)  # of equals the first is taken
 
 
 def _candidates(name: str, cost: _Cost, layer: Layer, target: Target) -> list[Candidate]:
