@@ -54,7 +54,7 @@ def test_half_vectors_for_a_batch_that_fits_them(format: str) -> None:
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])
 @pytest.mark.parametrize("format", ["perm32", "perm32_expand"])
-def test_rows_sorted_by_their_nonzeros(format: str, multiple: int) -> None:
+def test_rows_grouped_by_how_alike_they_are(format: str, multiple: int) -> None:
     """Rows of very different lengths, as training leaves them, in groups of rows about as long: sums find their places."""
     target, rng = target_or_skip("x86-64-v4"), np.random.default_rng(6)
     density = rng.permuted(np.tile(np.linspace(0.0, 0.6, 8), 20))
@@ -62,8 +62,8 @@ def test_rows_sorted_by_their_nonzeros(format: str, multiple: int) -> None:
     s = sp.csr_array((mask * rng.standard_normal(mask.shape) * 0.2).astype("float32"))
     w = (structures.Doped(structures.Zero(s.shape), s),) * 2
     plan = schedules.choose_lstm(*w, reverse=False, target=target, force={"format": format})
-    sorted_rows = replace(plan.input, params={"multiple": multiple, "sort": 1})
-    check_lstm(w, replace(plan, input=sorted_rows, recurrent=sorted_rows), target, SHAPES)
+    grouped = replace(plan.input, params={"multiple": multiple, "grouped": 1})
+    check_lstm(w, replace(plan, input=grouped, recurrent=grouped), target, SHAPES)
 
 
 @pytest.mark.parametrize("format", ["csr", "sell16", "block4", "block16"])

@@ -60,7 +60,7 @@ def test_plans_survive_json() -> None:
     assert type(linear).from_json(linear.to_json()) == linear
 
 
-def test_rows_of_very_different_lengths_are_sorted() -> None:
+def test_rows_of_very_different_lengths_are_grouped() -> None:
     rng = np.random.default_rng(1)
     density = rng.permuted(np.tile(0.3 * np.linspace(0.0, 1.0, 16) ** 2, 160))
     mask = rng.random((2560, 640)) < density[:, None]
@@ -70,7 +70,7 @@ def test_rows_of_very_different_lengths_are_sorted() -> None:
     plan = schedules.choose_lstm(
         even, skewed, reverse=False, target=targets.resolve("x86-64-v4"), force={"format": "perm32"}
     )
-    assert (plan.input.params["sort"], plan.recurrent.params["sort"]) == (0, 1)
+    assert (plan.input.params["grouped"], plan.recurrent.params["grouped"]) == (0, 1)
 
 
 @pytest.mark.parametrize(("batch", "lanes"), [(1, 16), (4, 8), (8, 8), (9, 16), (32, 16)])

@@ -32,7 +32,7 @@ def stream(product: Product, scope: Scope) -> None:
             acc.fma(u, weights, T.call_llvm_pure_intrin("float32x16", _LOOK_UP, low, indices, high))
 
         slots.walk(g, slot)
-        if product.params["sort"]:
+        if product.params["grouped"]:
             scatter_rows(scope, slots.rows, g, [(acc.total(), _FULL)])
         else:
             scope.accumulate(g * _FULL, acc.total())

@@ -171,24 +171,24 @@ def _perm32_expand(layer: Layer, target: Target) -> _Cost:
 
 
 def _look_up(layer: Layer, slot: float, size: Callable[[float], float]) -> _Cost:
-    """perm32 in the better of its two row orders. The rows of a trained S differ: sorted, lanes of one group are about as full.
+    """perm32 in the better of its two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
 
     `slot` cycles a slot (a look-up and an FMA, four loads), 40 a group (a mispredicted loop end), and 40 more where the sums of
-    sorted rows have to be scattered to their places.
+    grouped rows have to be scattered to their places.
     """
 
-    def cost(sort: int) -> _Cost:
+    def cost(grouped: int) -> _Cost:
         groups = -(-layer.rows // 16)
-        slots = float(count_slots(layer.sparse, sort))
+        slots = float(count_slots(layer.sparse, grouped))
         multiple = 4 if slots >= 32 * groups else 2
         slots += groups * (multiple - 1) / 2
         fill = layer.sparse.nnz / max(1.0, slots * 16)
         return _Cost(
-            cycles=slot * slots + (40.0 + 40.0 * sort) * groups,
+            cycles=slot * slots + (40.0 + 40.0 * grouped) * groups,
             terms=slots * 16,
             bytes=size(slots),
-            note=f"{fill:.0%} of the slots filled{', rows sorted' if sort else ''}",
-            params={"multiple": multiple, "sort": sort},
+            note=f"{fill:.0%} of the slots filled{', alike rows grouped' if grouped else ''}",
+            params={"multiple": multiple, "grouped": grouped},
         )
 
     return min((cost(0), cost(1)), key=lambda c: c.cycles)
