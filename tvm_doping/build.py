@@ -58,7 +58,7 @@ class Compiled:
                   always a tuple;
     weights       in the order of main's last parameter;
     layers        for each LSTM layer and direction and each linear layer, what the manifest says of it;
-    compression   of all of `layers` together, "by_parameters" and "by_bytes";
+    compression   of the whole model, "by_parameters" and "by_bytes";
     metrics       what the run folder reported; {} for a bare model;
     golden        one run by PyTorch: "input.NAME", "state.NAME", "output.NAME", "new_state.NAME";
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
@@ -148,13 +148,14 @@ def lower(
             loaded = tvm.runtime.load_module(str(path))
             error = _compare(imported.signature, loaded, context.weights, runs, tolerance)
     layers = _layers(mod)
+    weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
         executable=library,
-        weights={name: value.numpy() for name, value in context.weights.items()},
+        weights=weights,
         signature=imported.signature,
         target=machine,
         layers=layers,
-        compression=_compression(layers),
+        compression=_compression(layers, weights),
         metrics=metrics,
         golden=golden,
         golden_error=error,
@@ -184,14 +185,17 @@ def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
     return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
 
 
-def _compression(layers: tuple[dict[str, Any], ...]) -> dict[str, float]:
+def _compression(layers: tuple[dict[str, Any], ...], weights: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of the whole model: weights of no layer, such as an embedding, are stored as they were."""
     total = {
         key: sum(layer[key] for layer in layers)
         for key in ("parameters", "dense_parameters", "bytes", "dense_bytes")
     }
+    other = sum(array.nbytes for array in weights.values()) - total["bytes"]
+    others = other // 4  # fp32
     return {
-        "by_parameters": total["dense_parameters"] / max(1, total["parameters"]),
-        "by_bytes": total["dense_bytes"] / max(1, total["bytes"]),
+        "by_parameters": (total["dense_parameters"] + others) / max(1, total["parameters"] + others),
+        "by_bytes": (total["dense_bytes"] + other) / max(1, total["bytes"] + other),
     }
 
 
