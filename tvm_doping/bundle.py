@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +62,15 @@ class Bundle:
     """
 
     manifest: Manifest
-    library: bytes = field(repr=False)
-    weights: Mapping[str, np.ndarray] = field(repr=False)
-    golden: Mapping[str, np.ndarray] = field(repr=False)
-    vocabulary: tuple[str, ...] = field(default=(), repr=False)
+    library: bytes
+    weights: Mapping[str, np.ndarray]
+    golden: Mapping[str, np.ndarray]
+    vocabulary: tuple[str, ...] = ()
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        place = "in memory" if self.folder is None else str(self.folder)
+        return f"<Bundle {self.manifest.name!r} for {self.manifest.target.name}, {place}>"
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, any_machine: bool = False) -> Bundle:

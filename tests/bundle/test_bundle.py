@@ -380,3 +380,8 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
     spec = Bundle.from_compiled(compiled, name="lm").manifest.inputs[0]  # type: ignore[arg-type]
     assert (spec.dtype, spec.shape, spec.below) == ("int64", ("T", "N"), 9)
     assert all(array.ctypes.data % ALIGNMENT == 0 for array in made.weights.values())
+
+
+def test_a_bundle_is_named_in_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    assert repr(bundle) == f"<Bundle {bundle.manifest.name!r} for {bundle.manifest.target.name}, in memory>"
+    assert str(tmp_path / "b") in repr(Bundle.load(bundle.save(tmp_path / "b")))

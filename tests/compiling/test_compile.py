@@ -45,6 +45,11 @@ def test_a_doped_model() -> None:
     assert lstm.reason
     assert manifest.compression is not None
     assert manifest.compression.by_parameters > 2
+    embedding = sum(a.nbytes for name, a in bundle.weights.items() if "." not in name.removesuffix(".weight"))
+    assert embedding > 0
+    stored = sum(a.nbytes for a in bundle.weights.values())
+    dense = sum(layer.dense_bytes for layer in manifest.layers) + embedding
+    assert manifest.compression.by_bytes == pytest.approx(dense / stored)
     assert {"tvm", "tvm_ffi", "torch", "python", "tvm_doping"} <= set(manifest.versions)
     assert {"input.tokens", "output.output", "state.rnn.l0.h", "new_state.rnn.l0.c"} <= set(bundle.golden)
 
