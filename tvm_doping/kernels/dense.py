@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tvm_doping._tvm import T
-from tvm_doping.kernels.emit import Buffer, Product2, Registers, matmul, splat, store
+from tvm_doping.kernels.emit import Buffer, Product2, Registers, matmul, prefetch, splat, store
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import SLACK, Scope
 
@@ -21,6 +21,8 @@ from tvm_doping.kernels.scope import SLACK, Scope
 _PANELS, _CHAINS = 4, 8
 # A tile sums so many columns at a time: a sum of sums rounds less than one chain of additions as long as the row.
 _COLUMNS = 160
+# Columns of a panel that a tile prefetches ahead: two pages, as the hardware's prefetcher stops at the end of one.
+_AHEAD = 128
 
 
 def pack(structure: Any, config: Config) -> dict[str, np.ndarray]:
@@ -112,6 +114,7 @@ def _tile(scope: Scope, w: Buffer, g: Any, columns: range, row: int) -> None:
         Product2(
             m=lanes,
             k=len(columns),
+            ahead=lambda k: prefetch(w, g, first + k + _AHEAD, 0),
             nv=scope.vectors,
             a=lambda i, k: w[g, first + k, i],
             x=lambda k, j: scope.input(first + k, j),

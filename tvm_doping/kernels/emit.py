@@ -23,7 +23,7 @@ Buffer = Any
 class Product2:
     """The accessors of a small matrix product O (m, nv vectors) = A (m, k) X (k, nv vectors).
 
-    a(i, p) is a scalar, x(p, j) a vector, out(i, j, value) consumes the finished vector.
+    a(i, p) is a scalar, x(p, j) a vector, out(i, j, value) consumes the finished vector; ahead(p) comes before column p.
     """
 
     m: int
@@ -32,6 +32,7 @@ class Product2:
     a: Callable[[Expr, Expr], Expr]
     x: Callable[[Expr, Expr], Expr]
     out: Callable[[Expr, Expr, Expr], None]
+    ahead: Callable[[Expr], None] = lambda k: None
 
 
 def load(buffer: Buffer, base: Expr, lanes: int, row: Expr | None = None) -> Expr:
@@ -111,6 +112,15 @@ def unpacked(indices: Buffer, at: Expr, count: int, row: Expr | None = None) -> 
     return columns
 
 
+def prefetch(buffer: Buffer, *index: Expr) -> None:
+    """Ask for a cache line that is read later. It may lie behind the buffer's end: nothing is loaded there, and nothing fails.
+
+    A tile works long on each line, and the hardware's prefetcher stops at the end of a page: it then waits for the next one.
+    """
+    arguments = (T.address_of(buffer[index]), const(0), const(3), const(1))  # to read, to the L1, data
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", *arguments))
+
+
 def copy(
     source: Callable[[Expr, int], Expr], target: Callable[[Expr, Expr, int], None], count: int, lanes: int
 ) -> None:
@@ -132,6 +142,7 @@ def matmul(product: Product2, config: Config) -> None:
     def tile(i0: Expr, r: int, j0: Expr, v: int) -> None:
         acc = Registers(r * v, lanes)
         with T.serial(0, product.k) as p:
+            product.ahead(p)
             columns = (
                 [T.bind(product.x(p, j0 + j)) for j in range(v)]
                 if r > 1
@@ -163,14 +174,14 @@ def _blocks(extent: int, size: int, body: Callable[[Expr, int], None]) -> None:
 
 
 def _register_tile(m: int, nv: int, registers: int) -> tuple[int, int]:
-    """The tile (rows, vectors) of least estimated cycles: two FMAs, two loads a cycle, and four cycles of FMA latency."""
+    """The tile (rows, vectors) of least estimated cycles: two FMAs, two loads a cycle, four of FMA latency, one a column."""
 
     def cost(r: int, v: int) -> float:
         total = 0.0
         for rows in _sizes(m, r):
             for vectors in _sizes(nv, v):
                 loads = vectors + rows if vectors > 1 else 1 + rows
-                total += max(rows * vectors / 2, loads / 2, 4.0)
+                total += max(rows * vectors / 2, loads / 2, 4.0) + 1.0
         return total
 
     candidates = [
