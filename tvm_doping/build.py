@@ -131,7 +131,7 @@ def lower(
         metrics = dict(checkpoint.read_config(model).get("metrics") or {})
         model = load_model(model)
     machine = resolve(target)
-    imported = import_model(model, example)
+    imported = import_model(model, example, tolerance=tolerance)
     context = Context(target=machine, batch=batch, force=force, names=imported.names)
     mod = run_passes(imported.mod, pipeline(context), dump)
     golden = _reference_run(imported, _golden_inputs(imported))

@@ -121,6 +121,7 @@ class Bundle:
                 **specs,
                 "time_axis": signature.time_axis,
                 "streaming": signature.streaming,
+                "no_stream": signature.no_stream,
                 "tolerance": compiled.tolerance,
                 "golden_error": _number(compiled.golden_error),
                 "versions": compiled.versions,

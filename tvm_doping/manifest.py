@@ -91,7 +91,7 @@ class Manifest(_Model):
 
     inputs, state, outputs  `main(*inputs, *state, weights)` returns (*outputs, *new state);
     time_axis    where "T" stands in the first input that has it, None for a model without time;
-    streaming    whether steps in a row equal one run over them (false for bidirectional models);
+    streaming    whether steps in a row equal one run over them; no_stream says why not, "" where they do;
     tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
     golden_error the largest |got - golden| when the bundle was made, against PyTorch; None if it could not be
     run there;
@@ -110,6 +110,7 @@ class Manifest(_Model):
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     time_axis: int | None
     streaming: bool = True
+    no_stream: str = ""
     tolerance: float
     golden_error: float | None
     versions: dict[str, str]

@@ -51,7 +51,8 @@ class Session:
     """A stream with state. Inputs and outputs as the manifest orders them; several outputs are a tuple.
 
     `step(x)` takes one time step (no time axis), `run(xs)` takes T of them; both carry the state on, so that
-    running a sequence in pieces equals running it at once. Sessions are independent; calls of one session
+    running a sequence in pieces equals running it at once. Where the manifest says that the model is no stream,
+    `step` is refused, and `run` takes a whole sequence. Sessions are independent; calls of one session
     wait for each other.
     """
 
@@ -309,7 +310,7 @@ class Session:
         if not self._manifest.streaming:
             raise SessionError(
                 f"bundle {self._manifest.name!r}",
-                "a whole sequence, as the model also reads it backwards",
+                f"a whole sequence, as {self._manifest.no_stream or 'the model also reads it backwards'}",
                 "one step",
                 "Use run(xs).",
             )

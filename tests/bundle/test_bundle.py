@@ -345,7 +345,8 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
         state=(Tensor(name="carry", shape=("N", 5), dtype="float32"),),
         outputs=(Tensor(name="y", shape=("T", "N", 5), dtype="float32"),),
         time_axis=0,
-        streaming=True,
+        streaming=False,
+        no_stream="it looks ahead",
     )
     layer: dict[str, object] = {
         "name": "lstm.l0",
@@ -374,6 +375,7 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
     back = Bundle.load(made.save(tmp_path / "b"))
     assert back.manifest.metrics == {"test_perplexity": 100.0, "valid_perplexity": None, "finished": True}
     assert back.manifest.golden_error is None
+    assert (back.manifest.streaming, back.manifest.no_stream) == (False, "it looks ahead")
     assert back.manifest.layers[0].plan == {"lanes": 16}
     assert (back.vocabulary, back.manifest.tokens) == (("a", "b"), "words")
     signature.inputs = (Tensor(name="tokens", shape=("T", "N"), dtype="int64", below=9),)

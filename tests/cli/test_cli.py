@@ -155,6 +155,7 @@ def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
         "1.0 MiB",
         "AVX-512 and 2",
         "82.14",
+        "step by step yes",
         "runs here yes",
         "x86-64-v2",
     ):

@@ -13,7 +13,7 @@ import tvm_doping
 from tests.frontend.running import exported
 from tests.passes.models import Tagger, doped, plain
 from tvm_doping import checkpoint, models
-from tvm_doping.errors import CheckpointError, DopingError, InvalidInput, ScheduleError
+from tvm_doping.errors import CheckpointError, DopingError, InvalidInput, ScheduleError, SessionError
 from tvm_doping.models import LanguageModel, dope
 
 
@@ -68,6 +68,26 @@ def test_both_directions_are_no_stream() -> None:
     wanted = model(torch.from_numpy(tokens())).detach().numpy()
     np.testing.assert_allclose(run(bundle, tokens()), wanted, rtol=0, atol=1e-5)
     assert not bundle.manifest.streaming
+
+
+def test_a_model_that_looks_across_time_is_no_stream() -> None:
+    class Ranks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(6, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.rnn(x)[0], 0)
+
+    model, x = Ranks(), torch.randn(5, 2, 6)
+    bundle = tvm_doping.compile(model)
+    assert not bundle.manifest.streaming
+    with bundle.session() as session:
+        with pytest.raises(SessionError, match=r"whole sequence, as 'output' of 6 steps.*Use run"):
+            session.step(x[0].numpy())
+        wanted = model(x).detach().numpy()
+        for _ in range(2):  # the second run does not go on from the first
+            np.testing.assert_allclose(session.run(x.numpy()), wanted, rtol=0, atol=1e-5)
 
 
 def test_an_exported_program() -> None:

@@ -49,7 +49,7 @@ def test_a_program_that_holds_aten_lstm_gives_the_same_layers(options: dict[str,
     imported, whole = import_model(program), import_model(model)
     assert layers(imported.mod) == layers(whole.mod)
     assert imported.signature.state == whole.signature.state
-    assert imported.signature.streaming == whole.signature.streaming
+    assert not imported.signature.streaming  # its number of steps is fixed
     steps = 4 if options.get("batch_first") else 5
     assert imported.signature.inputs[0].shape == (
         ("N", steps) if options.get("batch_first") else (steps, "N")

@@ -121,6 +121,8 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
     stored.add_row("size", code)
     error = "not run when compiled" if manifest.golden_error is None else f"{manifest.golden_error:.2g}"
     stored.add_row("error against PyTorch", f"{error} (tolerance {manifest.tolerance:.2g})")
+    reason = f", as {manifest.no_stream}" if manifest.no_stream else ""
+    stored.add_row("step by step", "yes" if manifest.streaming else f"no{reason}")
     missing = missing_features(manifest.target.features)
     stored.add_row("runs here", f"no: this CPU lacks {' '.join(missing)}" if missing else "yes")
     stored.add_row(

@@ -16,6 +16,7 @@ _VIEWS = {
     aten.split.Tensor, aten.split_with_sizes.default, aten.clone.default, aten.alias.default, aten.contiguous.default,
     aten._to_copy.default, aten.chunk.default, aten.narrow.default, aten.detach.default,
 }  # fmt: skip
+_JOINS = {aten.cat.default, aten.stack.default}
 _SIZES = {aten.sym_size.int, aten._assert_tensor_metadata.default}
 
 
@@ -67,6 +68,22 @@ def module_of(node: Node) -> tuple[str, str]:
 def state_roles(node: Node) -> set[str]:
     """What an input is used for: {"h"}, {"c"} if only as that initial state of LSTMs; anything else adds "other"."""
     return {role for user, position in _uses(node) for role in _roles(user, position)}
+
+
+def result_roles(node: object) -> set[str]:
+    """What a result is: {"h"}, {"c"} if only that final state of LSTMs; anything else adds "other"."""
+    if not isinstance(node, Node) or not node.args:
+        return {"other"}
+    source = node.args[0]
+    if (
+        node.target is operator.getitem
+        and isinstance(source, Node)
+        and (is_layer(source) or is_stack(source))
+    ):
+        return {("other", "h", "c")[int(str(node.args[1]))]}
+    if node.target in _JOINS and isinstance(source, list | tuple):
+        return {role for part in source for role in result_roles(part)}
+    return result_roles(source) if node.target in _VIEWS else {"other"}
 
 
 def table_rows(node: Node) -> int | None:

@@ -24,13 +24,18 @@ class Tensor:
 class Signature:
     """main(*inputs, *state, weights) returns (*outputs, *new state), the state in the same order.
 
-    streaming: whether steps in a row equal one run over them; false where an LSTM reads the sequence backwards.
+    no_stream: why steps in a row do not equal one run over them, to be read after "as"; "" where they do.
     """
 
     inputs: tuple[Tensor, ...]
     state: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    streaming: bool = True
+    no_stream: str = ""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether steps in a row equal one run over them."""
+        return not self.no_stream
 
     @property
     def time_axis(self) -> int | None:

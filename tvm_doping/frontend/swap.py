@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tvm_doping.errors import UnsupportedModel
+from tvm_doping.errors import InvalidInput, UnsupportedModel
 from tvm_doping.frontend import operator
 
 State = tuple[Tensor, Tensor]
@@ -26,9 +26,8 @@ def swapped(model: nn.Module) -> Iterator[None]:
     Raises UnsupportedModel, naming module and path, for what cannot be imported: recurrent modules other than nn.LSTM, a
     proj_size, and weights that are not float32 on the CPU.
     """
+    check_modules(model)
     modules = dict(model.named_modules())
-    for path, module in modules.items():
-        _check(path, module)
     training = {module: module.training for module in modules.values()}
     lstms = {
         path: module
@@ -55,6 +54,12 @@ def swapped(model: nn.Module) -> Iterator[None]:
 def describe(path: str, module: object) -> str:
     """A module as errors name it."""
     return f"module {path or '(the model itself)'} ({type(module).__name__})"
+
+
+def check_modules(model: nn.Module) -> None:
+    """Raise UnsupportedModel, naming module and path, for what cannot be imported."""
+    for path, module in model.named_modules():
+        _check(path, module)
 
 
 def _check(path: str, module: nn.Module) -> None:
@@ -96,6 +101,7 @@ def _forward(module: nn.LSTM, path: str) -> Callable[..., tuple[Tensor, State]]:
                 "a PackedSequence",
                 "Pad the sequences; run them one by one if exact.",
             )
+        _check_sizes(module, path, x, hx)
         calls += 1
         prefix = path if calls == 1 else f"{path}.call{calls}"
         unbatched = x.dim() == 2
@@ -109,6 +115,26 @@ def _forward(module: nn.LSTM, path: str) -> Callable[..., tuple[Tensor, State]]:
         return y.transpose(0, 1) if module.batch_first else y, (h, c)
 
     return forward
+
+
+def _check_sizes(module: nn.LSTM, path: str, x: Tensor, hx: State | None) -> None:
+    """InvalidInput for features or a state of another size, where sizes are numbers: torch.export's own error speaks of symbols."""
+    layers = module.num_layers * (2 if module.bidirectional else 1)
+    wanted = [("an input", x, -1, module.input_size, "input_size")]
+    for key, state in zip("hc", hx or (), strict=False):
+        wanted += [
+            (f"a state {key}", state, -1, module.hidden_size, "hidden_size"),
+            (f"a state {key}", state, 0, layers, "layers"),
+        ]
+    for what, array, axis, size, name in wanted:
+        got = array.shape[axis]
+        if isinstance(got, int) and got != size:
+            raise InvalidInput(
+                f"{what} of {describe(path, module)}",
+                f"{name} {size} in axis {axis}",
+                f"{got}, shape {tuple(array.shape)}",
+                "Correct the example, or the model.",
+            )
 
 
 def _layers(module: nn.LSTM, prefix: str, x: Tensor, hx: State | None) -> tuple[Tensor, Tensor, Tensor]:
