@@ -18,7 +18,7 @@ PACKAGE = Path(tvm_doping.__file__).parent
 # From top to bottom; the rooms of one line are one level and may know each other. A bundle knows how to be
 # stored and run, not how it is made, so it stands above `build`, which makes one.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "arrays", "text"),
+    ("errors", "arrays", "text", "places"),
     ("structures",),
     ("sparsity",),
     ("checkpoint",),
@@ -41,6 +41,7 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "arrays": {"numpy"},
     "text": {"numpy"},
+    "places": set(),
     "structures": {"numpy", "scipy"},
     "sparsity": {"numpy", "scipy"},
     "checkpoint": {"numpy", "scipy", "safetensors"},

@@ -25,6 +25,7 @@ from tvm_doping.errors import DopingError, InvalidInput
 from tvm_doping.frontend import Imported, Signature, import_model
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.models import load_model
+from tvm_doping.models.checks import check_model
 from tvm_doping.passes import REPORT, Context, pipeline, run_passes
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.targets import Target, missing_features, resolve
@@ -125,11 +126,15 @@ def lower(
     """What `compile` puts into the bundle."""
     if batch < 1:
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
+    if not 0 <= tolerance < math.inf:
+        raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
     _check_force(force or {})
     metrics: dict[str, Any] = {}
     if isinstance(model, str | os.PathLike):
         metrics = dict(checkpoint.read_config(model).get("metrics") or {})
         model = load_model(model)
+    if isinstance(model, nn.Module | ExportedProgram):
+        check_model(model)
     machine = resolve(target)
     imported = import_model(model, example, tolerance=tolerance)
     context = Context(target=machine, batch=batch, force=force, names=imported.names)

@@ -29,8 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 from tvm_doping.arrays import aligned_copy
-from tvm_doping.errors import BundleError
+from tvm_doping.errors import BundleError, InvalidInput
 from tvm_doping.manifest import FORMAT_VERSION, FileRecord, Manifest
+from tvm_doping.places import check_writable
 from tvm_doping.targets import missing_features
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Bundle:
         any_machine: also read bundles made for another CPU (to inspect them; they still make no session).
         Raises BundleError for anything missing, damaged, edited, too new, or made for another machine.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise InvalidInput(
+                "bundle", "the path of a folder", type(folder).__name__, "Give what `Bundle.save` wrote."
+            )
         folder = Path(folder).resolve()
         manifest = _read_manifest(folder)
         if not any_machine:
@@ -147,7 +152,7 @@ class Bundle:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the bundle to a folder: all of it or nothing. Replaces a bundle, never anything else."""
         folder = Path(folder).resolve()
-        _refuse_to_replace(folder)
+        check_place(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         mark = uuid.uuid4().hex[:8]
         fresh, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("new", "old"))
@@ -194,6 +199,13 @@ class Bundle:
         raw = self.manifest.model_copy(update={"files": files}).model_dump(mode="json")
         raw["digest"] = _digest(raw)
         (folder / MANIFEST).write_text(json.dumps(raw, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Raise BundleError where a bundle cannot be saved to the folder: to ask before compiling. Writes nothing."""
+    folder = Path(folder).resolve()
+    _refuse_to_replace(folder)
+    check_writable(folder.parent, BundleError, str(folder))
 
 
 def check_machine(manifest: Manifest) -> None:

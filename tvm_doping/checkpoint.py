@@ -22,6 +22,7 @@ from tvm_doping.structures import Structure, compression, from_spec, to_spec
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+RECIPE, STATE = "recipe.yaml", "resume.safetensors"  # what training writes beside them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if is_started(folder):
+            raise _error(
+                Path(folder),
+                "a run that reached its first checkpoint, after the first epoch",
+                "one stopped before it",
+                "Run the same `tvm-doping train` again: it goes on where it stopped.",
+            ) from None
         raise _error(path, "a file", "none", "Train first, or name the folder of a run.") from None
     except (ValueError, OSError) as error:
         raise _error(path, "readable JSON", str(error), "Copy the folder again, whole.") from error
@@ -124,6 +132,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     found: dict[str, Any] = config
     return found
+
+
+def is_started(folder: str | os.PathLike[str]) -> bool:
+    """Whether training began in a folder, be there a checkpoint yet or not."""
+    return any((Path(folder) / name).is_file() for name in (RECIPE, STATE))
 
 
 def update_metrics(folder: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:

@@ -25,6 +25,10 @@ class UnsupportedModel(DopingError):
     """A model that cannot be imported: `what` names the module and its path."""
 
 
+class UnfinishedWarning(UserWarning):
+    """A model that is compiled before its annealing is over: S is denser than it is to be."""
+
+
 class CheckpointError(DopingError):
     """A run folder that is missing, damaged or of another format version."""
 

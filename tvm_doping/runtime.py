@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 from threading import Lock
@@ -167,8 +167,15 @@ class Session:
                         "Set all of it at once.",
                     )
                 arrays = [values[spec.name] for spec in specs]
-            else:
+            elif isinstance(values, Iterable):
                 arrays = list(values)
+            else:
+                raise SessionError(
+                    "state",
+                    "arrays, by name or in order",
+                    type(values).__name__,
+                    "To start anew, call reset().",
+                )
             if len(arrays) != len(specs):
                 raise SessionError(
                     "state", f"{len(specs)} arrays", str(len(arrays)), "Set all of it at once."

@@ -17,7 +17,7 @@ import torch
 import tvm_doping
 from tvm_doping import bench, checkpoint, models
 from tvm_doping.bench import demo
-from tvm_doping.errors import BenchError
+from tvm_doping.errors import BenchError, BundleError
 from tvm_doping.models.loading import model_tensors
 from tvm_doping.models.tasks.language_model import LanguageModel
 
@@ -152,3 +152,16 @@ def test_the_demo_says_what_failed(
 ) -> None:
     assert demo.main(["--out", str(tmp_path), "--recipe", "no-such-recipe"]) == 1
     assert "no-such-recipe" in capsys.readouterr().out
+
+
+def test_a_bundle_that_does_not_fit_is_refused_before_anything_is_timed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lstm = tvm_doping.compile(torch.nn.LSTM(48, 64))
+    monkeypatch.setattr("tvm_doping.build.compile", lambda *_args, **_options: pytest.fail("it started"))
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        bench.run(run, bundle=tmp_path / "none")
+    with pytest.raises(
+        BenchError, match="tokens below 60 and 60 outputs; got one input of 48 numbers and 64"
+    ):
+        bench.run(run, bundle=lstm)

@@ -371,3 +371,10 @@ def test_a_bundle_and_the_whole_of_tvm_live_in_one_process(saved, order):
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_no_bundle_and_no_state(session):
+    with pytest.raises(InvalidInput, match="the path of a folder; got NoneType"):
+        load(None)  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match=r"got NoneType.*reset\(\)"):
+        session.state = None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import tvm_doping
 from tests.bundle.conftest import OUT, WIDTH, reference
 from tvm_doping import cli
 from tvm_doping.bundle import Bundle
-from tvm_doping.errors import BenchError, TargetError
+from tvm_doping.errors import BenchError, TargetError, UnfinishedWarning
 from tvm_doping.manifest import Compression, LayerReport, TensorSpec
 
 VERBS = ("train", "compile", "inspect", "run", "bench", "targets")
@@ -222,7 +223,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("x.npy", lambda path: None, "No such file"),
+        ("x.npy", lambda path: None, "no such file"),
         ("x.npy", lambda path: path.write_bytes(b""), "NumPy arrays"),
         ("x.npz", lambda path: path.write_bytes(b"PK\3\4 broken"), "NumPy arrays"),
         ("x.npy", lambda path: np.save(path, np.array([Evil()], object)), "NumPy arrays"),
@@ -416,3 +417,60 @@ def test_every_error_of_the_family_is_one_line(capsys, monkeypatch, error, tmp_p
 def test_wrong_usage_is_exit_code_2(capsys, words):
     code, _, _ = tvm_doping_(capsys, *words)
     assert code == 2
+
+
+@pytest.mark.parametrize("place", ["file", "file/b", "run", "/proc/x/y"])
+def test_compile_refuses_a_place_before_it_starts(capsys, monkeypatch, tmp_path, place):
+    monkeypatch.setitem(sys.modules, "tvm_doping.build", None)  # importing it would fail
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert place.rpartition("/")[2] in refused(capsys, "compile", tmp_path, "--out", tmp_path / place)
+    assert "--force format=csr" in refused(capsys, "compile", tmp_path, "--force", "foo")
+
+
+@pytest.mark.parametrize("place", ["file", "file/b", "run", "/proc/x/y"])
+def test_bench_refuses_a_place_before_it_starts(capsys, monkeypatch, tmp_path, place):
+    from tvm_doping import bench
+
+    monkeypatch.setattr(bench, "run", lambda *_args, **_options: pytest.fail("it started"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert "a folder" in refused(capsys, "bench", tmp_path, "--out", tmp_path / place)
+
+
+def test_bench_help_lists_the_baselines(capsys):
+    _, out, _ = tvm_doping_(capsys, "bench", "--help")
+    assert all(name in out for name in ("onnxruntime-int8", "openvino", "gemv-floor"))
+
+
+def test_train_refuses_a_file_as_its_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    err = refused(capsys, "train", "--recipe", "lm-tiny", "--out", tmp_path / "file")
+    assert "a folder that can be written; got a file" in err
+
+
+def test_a_run_that_has_no_checkpoint_yet(capsys, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    assert "train` again" in refused(capsys, "inspect", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nofile.npy", "nofile.txt"])
+def test_run_names_a_missing_file(capsys, saved, tmp_path, name):
+    assert "no such file" in refused(capsys, "run", saved, tmp_path / name)
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch, tmp_path):
+    from tvm_doping import bench
+
+    def warn(*_args, **_options):
+        warnings.warn("S is dense", UnfinishedWarning, stacklevel=1)
+        raise BenchError("what", "need", "got", "Remedy.")
+
+    monkeypatch.setattr(bench, "run", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = tvm_doping_(capsys, "bench", tmp_path, "--out", tmp_path / "o")
+    assert code == 2 and err.startswith("tvm-doping: warning: S is dense\n")
+    assert not (tmp_path / "o").exists()

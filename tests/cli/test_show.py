@@ -16,8 +16,8 @@ def test_sizes_read_well():
 
 
 def test_settings_are_json_or_text():
-    found = settings(["a=1", "b=[1, 2]", "c=x=y", "d=", "e=true"], "--set")
+    found = settings(["a=1", "b=[1, 2]", "c=x=y", "d=", "e=true"], "--set", "a=1")
     assert found == {"a": 1, "b": [1, 2], "c": "x=y", "d": "", "e": True}
     for bad in ("a", "=1", " =1"):
-        with pytest.raises(InvalidInput, match="--set"):
-            settings([bad], "--set")
+        with pytest.raises(InvalidInput, match="--set a=1"):
+            settings([bad], "--set", "a=1")

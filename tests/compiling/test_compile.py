@@ -13,7 +13,14 @@ import tvm_doping
 from tests.frontend.running import exported
 from tests.passes.models import Tagger, doped, plain
 from tvm_doping import checkpoint, models
-from tvm_doping.errors import CheckpointError, DopingError, InvalidInput, ScheduleError, SessionError
+from tvm_doping.errors import (
+    CheckpointError,
+    DopingError,
+    InvalidInput,
+    ScheduleError,
+    SessionError,
+    UnfinishedWarning,
+)
 from tvm_doping.models import LanguageModel, dope
 
 
@@ -148,11 +155,24 @@ def test_results_that_differ_are_refused() -> None:
         ("no/such/folder", {}, CheckpointError),
         (42, {}, InvalidInput),
         (Tagger(), {"batch": 0}, InvalidInput),
+        (Tagger(), {"tolerance": -1}, InvalidInput),
+        (Tagger(), {"tolerance": float("nan")}, InvalidInput),
         (Tagger(), {"example": torch.zeros(2, 2)}, InvalidInput),
         (nn.Bilinear(2, 3, 4), {}, InvalidInput),
     ],
-    ids=["no folder", "no model", "no batch", "floats for tokens", "no example"],
+    ids=["no folder", "no model", "no batch", "negative", "nan", "floats for tokens", "no example"],
 )
 def test_what_is_wrong_is_said(model: Any, options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         tvm_doping.compile(model, **options)
+
+
+def test_an_unfinished_annealing_and_weights_that_are_no_numbers() -> None:
+    model = doped(hidden=32)
+    models.Annealing(model, start=0, end=9)
+    with pytest.warns(UnfinishedWarning, match="rnn.weight_ih_l0") as caught:
+        tvm_doping.compile(model)
+    assert caught[0].filename == __file__
+    model.output.bias.data[0] = torch.nan
+    with pytest.raises(InvalidInput, match=r"weight output\.bias"):
+        tvm_doping.compile(model)

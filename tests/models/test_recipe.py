@@ -73,7 +73,9 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [
-        ({"train.epoch": 3}, r"train\.epoch"),
+        ({"train.epoch": 3}, r"no key train\.epoch: did you mean train\.epochs\?"),
+        ({"hidden": 3}, r"no key hidden: did you mean model\.hidden\?"),
+        ({"doping.anneal.stop": 3}, r"no key doping\.anneal\.stop"),
         ({"train.epochs": 0}, r"train\.epochs"),
         ({"train.epochs": "many"}, "many"),
         ({"nonsense.deeply": 3}, "nonsense"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -280,3 +281,51 @@ def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     logits, _ = model(tokens[:-1])
     mean = functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten())
     assert float(loss.detach()) == pytest.approx(12 * float(mean.detach()), rel=1e-5)
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/foo")):
+        with pytest.raises(CheckpointError, match="a folder that can be written"):
+            train(Recipe.model_validate(fields()), texts, out, progress=False)
+
+
+def test_a_line_an_epoch_where_there_is_no_terminal(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = lm.segment_loss
+    calls = iter(range(60))
+
+    def stopping(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            raise _Stop
+        return real(*arguments)
+
+    recipe = Recipe.model_validate(fields(epochs=3))
+    monkeypatch.setattr(lm, "segment_loss", stopping)
+    with pytest.raises(_Stop):
+        train(recipe, texts, tmp_path)
+    monkeypatch.setattr(lm, "segment_loss", real)
+    first = capsys.readouterr().err
+    train(recipe, texts, tmp_path)
+    out, err = capsys.readouterr()
+    assert out == "" and re.search(r"^resumed at step 56 of \d+$", err, re.MULTILINE)
+    lines = re.findall(
+        r"^epoch (\d) of 3, step \d+: perplexity [\d.]+ train, [\d.]+ valid, \d+ s$", first + err, re.MULTILINE
+    )
+    assert lines == ["1", "2", "3"]
+    train(recipe, texts, tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_stopped_before_its_first_checkpoint_says_so(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*_: Any) -> Any:
+        raise _Stop
+
+    monkeypatch.setattr(lm, "segment_loss", stopping)
+    with pytest.raises(_Stop):
+        train(Recipe.model_validate(fields()), texts, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="first checkpoint.*train` again"):
+        load_model(tmp_path)

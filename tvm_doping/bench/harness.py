@@ -51,6 +51,10 @@ def measure_model(
     subject, lstm = subject_of(module)
     if subject.embedding is None and subject.decoder is None:
         scopes = ("lstm",)
+    if bundle is not None and not isinstance(bundle, Bundle):
+        bundle = Bundle.load(bundle)
+    if bundle is not None and "model" in scopes:
+        _check_bundle(bundle, subject)
     subjects = {"lstm": subject.lstm_only(), "model": subject}
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -181,7 +185,7 @@ def _load(model: str | Path | torch.nn.Module) -> tuple[torch.nn.Module, str, di
 
 
 def _compiled(
-    bundle: str | Path | Bundle | None,
+    bundle: Bundle | None,
     module: torch.nn.Module,
     scope: str,
     target: str,
@@ -190,11 +194,38 @@ def _compiled(
     echo: Callable[[str], None],
 ) -> Bundle:
     if bundle is not None and scope == "model":
-        return bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        return bundle
     from tvm_doping.build import compile
 
     echo(f"{scope}: compiling {name} for {target}")
     return compile(module, target=target, batch=batch)
+
+
+def _check_bundle(bundle: Bundle, subject: Subject) -> None:
+    """Raise BenchError for a bundle whose inputs or outputs are not the model's."""
+    manifest, first = bundle.manifest, subject.layers[0].inputs
+    table = None if subject.embedding is None else len(subject.embedding)
+    width = subject.layers[-1].hidden if subject.decoder is None else len(subject.decoder[1])
+    wanted = [
+        f"one input of {first} numbers" if table is None else f"tokens below {table}",
+        f"{width} outputs",
+    ]
+    given = manifest.inputs[0]
+    found = [
+        f"{len(manifest.inputs)} inputs"
+        if len(manifest.inputs) != 1
+        else f"one input of {(1, *given.shape)[-1]} numbers"
+        if given.below is None
+        else f"tokens below {given.below}",
+        f"{(1, *manifest.outputs[0].shape)[-1]} outputs",
+    ]
+    if wanted != found:
+        raise BenchError(
+            f"bundle {bundle.folder or manifest.name}",
+            f"the model's {' and '.join(wanted)}",
+            " and ".join(found),
+            "Give the bundle that was compiled from this model, or none to compile it now.",
+        )
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:

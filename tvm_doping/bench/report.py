@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping.errors import BenchError
+from tvm_doping.places import check_writable
 
 DOPED = "tvm_doping"
 EXPLANATION = (
@@ -80,6 +81,7 @@ def write_all(results: dict[str, Any], folder: Path) -> dict[str, Path]:
     from tvm_doping.bench.page import page
     from tvm_doping.bench.plots import plot
 
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     images = {scope: plot(results, scope) for scope in scopes(results)}
     contents: dict[str, bytes] = {
@@ -93,6 +95,14 @@ def write_all(results: dict[str, Any], folder: Path) -> dict[str, Path]:
         fresh.write_bytes(content)
         os.replace(fresh, folder / name)
     return {name: folder / name for name in contents}
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BenchError for a folder that results cannot, or should not, be written to."""
+    for name, what in (("config.json", "a run folder"), ("bundle.json", "a bundle")):
+        if (folder / name).is_file():
+            raise BenchError(str(folder), "a folder of its own for results", what, "Name another with --out.")
+    check_writable(folder, BenchError)
 
 
 def scopes(results: dict[str, Any]) -> list[str]:

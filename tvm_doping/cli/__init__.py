@@ -6,12 +6,13 @@ Nothing heavy is imported before a verb runs, so that every `--help` is instant.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from tvm_doping.cli import bench, compile, inspect, run, targets, train
-from tvm_doping.errors import DopingError
+from tvm_doping.errors import DopingError, UnfinishedWarning
 
 app = typer.Typer(
     name="tvm-doping",
@@ -29,8 +30,18 @@ for verb in (train.train, compile.compile, inspect.inspect, run.run, bench.bench
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, or 2 after one message where the user can mend it."""
+    show = warnings.showwarning
+
+    def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, UnfinishedWarning):
+            print(f"tvm-doping: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **more)
+
     try:
-        app(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = one_line  # type: ignore[assignment]
+            app(arguments)
     except DopingError as error:
         # one line: what a user acts on; a traceback is for errors of the program
         print(f"tvm-doping: {' '.join(str(error).split())}", file=sys.stderr)

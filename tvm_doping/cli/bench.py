@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tvm_doping.bench import BASELINES
 from tvm_doping.cli.show import console
 
 
@@ -25,7 +26,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A baseline to time against; repeatable.  [default: all of them]",
+            help=f"A baseline to time against; repeatable: {', '.join(BASELINES)}.  [default: all of them]",
             show_default=False,
         ),
     ] = None,
@@ -64,6 +65,7 @@ def bench(
     Example: tvm-doping bench runs/small --bundle bundles/small --steps 1
     """
     from tvm_doping import bench as harness
+    from tvm_doping.bench.report import check_folder
     from tvm_doping.errors import InvalidInput
 
     scopes = scope or ["lstm", "model"]
@@ -76,6 +78,7 @@ def bench(
                 raise InvalidInput(
                     option, f"one of {', '.join(known)}", repr(name), "See `tvm-doping bench --help`."
                 )
+    check_folder(out)
     screen = console()
     results = harness.run(
         run,

@@ -59,11 +59,15 @@ def compile(
 
     Example: tvm-doping compile runs/small --out bundles/small
     """
-    from tvm_doping.build import compile as build
+    from tvm_doping.bundle import check_place
     from tvm_doping.cli.inspect import show_bundle
     from tvm_doping.targets import resolve
 
     machine, out = resolve(target), out or Path("bundles") / run.resolve().name
+    forced = settings(force, "--force", "format=csr")
+    check_place(out)
+    from tvm_doping.build import compile as build  # takes seconds: only once the rest is in order
+
     screen = console()
     screen.print(f"compiling {run} for {machine.name} ({machine.lanes} fp32 lanes, {machine.cores} cores)")
     start = time.perf_counter()
@@ -72,7 +76,7 @@ def compile(
         machine,
         batch=batch,
         dump=dump,
-        force=settings(force, "--force") or None,
+        force=forced or None,
         tolerance=tolerance,
     )
     seconds = time.perf_counter() - start

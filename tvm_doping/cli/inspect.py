@@ -30,6 +30,7 @@ def inspect(
 
     Example: tvm-doping inspect bundles/small
     """
+    from tvm_doping import checkpoint
     from tvm_doping.errors import InvalidInput
 
     if (path / "bundle.json").exists():
@@ -40,10 +41,8 @@ def inspect(
             typer.echo(bundle.manifest.model_dump_json(indent=1))
         else:
             show_bundle(bundle, console())
-    elif (path / "config.json").exists():
+    elif (path / checkpoint.CONFIG).exists() or checkpoint.is_started(path):
         from json import dumps
-
-        from tvm_doping import checkpoint
 
         run = checkpoint.load(path)
         if json:

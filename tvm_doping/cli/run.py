@@ -68,6 +68,8 @@ def run(
         )
     if out is not None and out.suffix not in (".npy", ".npz"):
         raise InvalidInput("--out", "a file that ends in .npy or .npz", str(out), "Name it that way.")
+    if inputs is not None and not inputs.exists():
+        raise InvalidInput(str(inputs), "a file of inputs", "no such file", "Check its path.")
     with load(bundle, verify=verify) as session:
         if inputs is not None and inputs.suffix in (".npy", ".npz"):
             results = _run_arrays(session, inputs)

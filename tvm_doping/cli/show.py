@@ -49,8 +49,11 @@ def shape(dims: Any) -> str:
     return " x ".join(map(str, dims)) or "scalar"
 
 
-def settings(texts: list[str] | None, option: str) -> dict[str, Any]:
-    """NAME=VALUE texts as a dict; values are read as JSON where they are JSON, else they are text."""
+def settings(texts: list[str] | None, option: str, example: str) -> dict[str, Any]:
+    """NAME=VALUE texts as a dict; values are read as JSON where they are JSON, else they are text.
+
+    example: what the message shows for a text that is no NAME=VALUE.
+    """
     import json
 
     from tvm_doping.errors import InvalidInput
@@ -59,7 +62,7 @@ def settings(texts: list[str] | None, option: str) -> dict[str, Any]:
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise InvalidInput(option, "NAME=VALUE", repr(text), f"For example {option} model.hidden=200.")
+            raise InvalidInput(option, "NAME=VALUE", repr(text), f"For example {option} {example}.")
         try:
             found[name.strip()] = json.loads(value)
         except ValueError:

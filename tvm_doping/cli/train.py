@@ -58,7 +58,14 @@ def train(
     from tvm_doping.models.train import train as start
 
     folder = out or Path("runs") / Path(recipe).stem
-    metrics = start(recipe, data, folder, resume=resume, overrides=settings(set_, "--set"), dense=dense)
+    metrics = start(
+        recipe,
+        data,
+        folder,
+        resume=resume,
+        overrides=settings(set_, "--set", "model.hidden=200"),
+        dense=dense,
+    )
     screen = console()
     for name, value in metrics.items():
         if name.endswith("_perplexity") and value is not None:

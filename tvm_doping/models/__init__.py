@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tvm_doping.models.anneal import Annealing
 from tvm_doping.models.cmr import CmrSchedule, set_cmr
-from tvm_doping.models.doping import dope, doped_weights, extract, put, undope
+from tvm_doping.models.doping import close_masks, dope, doped_weights, extract, put, undope
 from tvm_doping.models.loading import load_model, model_tensors
 from tvm_doping.models.metrics import read_metrics
 from tvm_doping.models.recipe import Recipe, load_recipe
@@ -17,6 +17,7 @@ __all__ = [
     "CmrSchedule",
     "LanguageModel",
     "Recipe",
+    "close_masks",
     "dope",
     "doped_weights",
     "extract",

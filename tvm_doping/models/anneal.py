@@ -10,7 +10,6 @@ from torch import nn
 
 from tvm_doping.errors import InvalidInput
 from tvm_doping.models.doping import close_mask, doped_weights, original
-from tvm_doping.models.parametrizations import DopedWeight
 from tvm_doping.sparsity import PATTERNS
 
 
@@ -112,11 +111,6 @@ def schedule(step: float, start: float, end: float) -> float:
     if step >= end:
         return 0.0
     return float((1 - max(step - start, 0) / (end - start)) ** 3)
-
-
-def is_final(weight: DopedWeight) -> bool:
-    """Whether a weight's mask is as sparse as it is to be."""
-    return int(weight.mask.sum()) <= max(weight.nonzeros, 0)
 
 
 def _scores(S: torch.Tensor) -> np.ndarray:

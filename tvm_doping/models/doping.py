@@ -20,6 +20,7 @@ from tvm_doping.sparsity import PATTERNS
 
 Model = TypeVar("Model", bound=nn.Module)
 StructureName = Literal["kronecker", "low_rank", "hybrid", "zero"]
+_SMALLER = "Lower compression, or leave the module out through modules=."
 
 
 def dope(
@@ -61,11 +62,12 @@ def dope(
     """
     _check(structure, compression, pattern, cmr, structured_scale, init)
     random = np.random.default_rng(seed)
+    planned = []  # all of them before the first is doped: a refused one leaves the model as it was
     for path, module, name in _chosen(model, modules):
         W = getattr(module, name).detach().cpu().numpy().astype(np.float32)
         budget = int(W.size / compression)
         scale = None if init == "nearest" else structured_scale if sparse else 1.0
-        base = start(structure, path, W, budget, sparse, scale, factors, rank, random)
+        base = _base(structure, path, W, budget, compression, sparse, scale, factors, rank, random)
         nonzeros = budget - base.parameters if sparse else 0
         if nonzeros < 0 or (sparse and nonzeros < 1):
             raise InvalidInput(
@@ -73,9 +75,11 @@ def dope(
                 f"at most {W.size / (base.parameters + bool(sparse)):.4g}, as the {structure} factors of "
                 f"{W.shape[0]}x{W.shape[1]} alone have {base.parameters} parameters",
                 f"{compression:g}",
-                "Lower the compression, or choose smaller factors or another structure.",
+                f"Choose smaller factors or another structure. {_SMALLER}",
             )
         weight = WEIGHTS[structure](W.shape, base.arrays(), nonzeros, pattern)
+        planned.append((module, name, weight))
+    for module, name, weight in planned:
         _register(module, name, weight, keep=init == "random")
         weight.cmr_structured = weight.cmr_sparse = cmr
         close_mask(weight, original(module, name))
@@ -113,15 +117,26 @@ def doped_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Doped
                     yield (f"{prefix}.{name}" if prefix else name), module, name, chain[0]
 
 
-def put(model: nn.Module, doped: dict[str, Any], patterns: dict[str, str] | None = None) -> None:
+def put(
+    model: nn.Module,
+    doped: dict[str, Any],
+    patterns: dict[str, str] | None = None,
+    nonzeros: dict[str, int] | None = None,
+) -> None:
     """Put known structures (`structures.Doped`, by parameter name) into an undoped model: the inverse of
-    `extract`."""
+    `extract`.
+
+    nonzeros: how many entries S is to have when annealing is over; as many as it has, if left out.
+    """
     for path, structure in doped.items():
         prefix, _, name = path.rpartition(".")
         module = model.get_submodule(prefix)
         base, S = structure.base, structure.S
         weight = WEIGHTS[base.kind](
-            base.shape, base.arrays(), int(S.nnz), (patterns or {}).get(path, "unstructured")
+            base.shape,
+            base.arrays(),
+            (nonzeros or {}).get(path, int(S.nnz)),
+            (patterns or {}).get(path, "unstructured"),
         )
         dense = S.toarray()
         _register(module, name, weight, keep=False)
@@ -137,6 +152,12 @@ def original(module: nn.Module, name: str) -> Tensor:
     return S
 
 
+def close_masks(model: nn.Module) -> None:
+    """Let S of every doped weight keep its planned number of entries, the largest: ends an annealing at once."""
+    for _, module, name, weight in doped_weights(model):
+        close_mask(weight, original(module, name))
+
+
 def close_mask(weight: DopedWeight, S: Tensor) -> None:
     """Let the mask keep the weight's final number of entries, those of S with the largest magnitudes."""
     shape = tuple(weight.mask.shape)
@@ -146,6 +167,31 @@ def close_mask(weight: DopedWeight, S: Tensor) -> None:
     scores = S.detach().abs().cpu().numpy()
     mask = PATTERNS[weight.pattern](scores, weight.nonzeros / (shape[0] * shape[1]))
     weight.mask.copy_(torch.from_numpy(np.ascontiguousarray(mask)))
+
+
+def _base(
+    structure: str,
+    path: str,
+    W: np.ndarray,
+    budget: int,
+    compression: float,
+    sparse: bool,
+    scale: float | None,
+    factors: tuple[int, int] | None,
+    rank: int | None,
+    random: np.random.Generator,
+) -> Any:
+    """What `start` gives; a weight too small for its budget is refused by its name and shape."""
+    what = f"{path}, of shape {W.shape[0]}x{W.shape[1]}"
+    if budget < 1:
+        raise InvalidInput(what, f"a compression of at most {W.size}", f"{compression:g}", _SMALLER)
+    try:
+        return start(structure, path, W, budget, sparse, scale, factors, rank, random)
+    except InvalidInput as error:
+        if factors is not None or rank is not None:
+            raise  # about these arguments
+        got = f"{error.got} (compression {compression:g})"
+        raise InvalidInput(what, error.needs, got, _SMALLER) from error
 
 
 def _check(structure: str, compression: float, pattern: str, cmr: float, scale: float, init: str) -> None:

@@ -14,7 +14,7 @@ from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError
 from tvm_doping.models.doping import doped_weights, extract, put
 from tvm_doping.models.tasks.language_model import LanguageModel
-from tvm_doping.structures import Structure
+from tvm_doping.structures import Doped, Structure
 
 # One row makes the model of a task known to `load_model`.
 MODELS: dict[str, Callable[..., nn.Module]] = {"language_model": LanguageModel}
@@ -36,7 +36,7 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
         )
     try:
         model = MODELS[task](**(arguments or {}))
-        put(model, found.structures)
+        put(model, found.structures, *_planned(found))
         tensors = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except (TypeError, AttributeError, KeyError, RuntimeError) as error:
@@ -52,6 +52,19 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
             "Train again.",
         )
     return model.eval()
+
+
+def _planned(found: checkpoint.Checkpoint) -> tuple[dict[str, str], dict[str, int]]:
+    """The patterns and final nonzeros of S that the config's "doping" asks for; nothing where it says nothing."""
+    doping = found.config.get("doping") or {}
+    if not doping.get("compression"):
+        return {}, {}
+    nonzeros = {
+        name: int(doped.shape[0] * doped.shape[1] / doping["compression"]) - doped.base.parameters
+        for name, doped in found.structures.items()
+        if isinstance(doped, Doped) and doping.get("sparse", True)
+    }
+    return dict.fromkeys(nonzeros, doping.get("pattern", "unstructured")), nonzeros
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Structure]]:

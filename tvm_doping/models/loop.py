@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -58,7 +59,8 @@ class Run:
     def __init__(
         self, plan: Recipe, folder: Path, corpus: Corpus, accelerator: Accelerator, bar: bool
     ) -> None:
-        self.plan, self.folder, self.accelerator, self.bar = plan, folder, accelerator, bar
+        self.plan, self.folder, self.accelerator = plan, folder, accelerator
+        self.shown = Console(stderr=True, quiet=not (bar and accelerator.is_main_process), highlight=False)
         self.corpus, self.at = corpus, Position(text=corpus.sha256)
         self.carried: lm.State | None = None
         settings, loop = plan.model, plan.train
@@ -108,10 +110,13 @@ class Run:
             TimeRemainingColumn(),
             "{task.fields[note]}",
         )
-        shown = self.bar and self.accelerator.is_main_process
         with Progress(
-            *(TextColumn(c) if isinstance(c, str) else c for c in columns), disable=not shown
+            *(TextColumn(c) if isinstance(c, str) else c for c in columns),
+            console=self.shown,
+            disable=self.shown.quiet or not self.shown.is_terminal,
         ) as bar:
+            if self.at.step:
+                self._say(f"resumed at step {self.at.step} of {self.total}")
             task = bar.add_task(self.plan.name, total=self.total, completed=self.at.step, note="")
             if self.log and not self.at.step:
                 self.log.write(
@@ -224,6 +229,11 @@ class Run:
             train_perplexity=_exp(at.loss / at.tokens),
             seconds=round(at.seconds, 1),
         )
+        if not self.shown.is_terminal:  # there the bar says it
+            self._say(
+                f"epoch {at.epoch} of {self.plan.train.epochs}, step {at.step}: perplexity "
+                f"{_exp(at.loss / at.tokens):.2f} train, {valid:.2f} valid, {at.seconds:.0f} s"
+            )
         at.loss, at.tokens, self.carried = 0.0, 0, None
         if at.best is None or (final, -valid) > (at.best_final, -at.best):
             at.best, at.best_epoch, at.best_final = valid, at.epoch, final
@@ -320,6 +330,9 @@ class Run:
     def _plain_optimiser(self) -> torch.optim.Optimizer:
         optimiser: torch.optim.Optimizer = getattr(self.optimiser, "optimizer", self.optimiser)
         return optimiser
+
+    def _say(self, line: str) -> None:
+        self.shown.print(line, soft_wrap=True)
 
     def _write(self, event: str, **values: Any) -> None:
         if self.log:

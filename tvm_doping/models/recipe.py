@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -158,7 +159,7 @@ def load_recipe(
     try:
         found = Recipe.model_validate(fields)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        faults = [_fault(e["type"], ".".join(map(str, e["loc"])), e["msg"], e["input"]) for e in error.errors()]
         raise RecipeError(
             f"recipe {label}", "known keys with possible values", "; ".join(faults), "Correct these keys."
         ) from None
@@ -184,6 +185,29 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def _fault(kind: str, key: str, message: str, value: Any) -> str:
+    """One thing that is wrong with a recipe, in words."""
+    if kind != "extra_forbidden":
+        return f"{key}: {message} (got {value!r})"
+    keys = _keys(Recipe)
+    near = get_close_matches(key, keys, 1, 0.8) or get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], 1
+    )
+    named = next((k for k in keys if near and (k == near[0] or k.endswith(f".{near[0]}"))), None)
+    return f"there is no key {key}" + (f": did you mean {named}?" if named else "")
+
+
+def _keys(part: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of all fields of a recipe's part."""
+    found = []
+    for name, field in part.model_fields.items():
+        found.append(prefix + name)
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, _Part):
+                found += _keys(inner, f"{prefix}{name}.")
+    return found
 
 
 def _check(recipe: Recipe, label: str) -> None:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError
 
-FILE = "resume.safetensors"
+FILE = checkpoint.STATE
 
 
 def save_state(

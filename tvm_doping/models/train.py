@@ -16,8 +16,7 @@ from tvm_doping.models.loop import ANEW, Run
 from tvm_doping.models.recipe import Recipe, differences, dump_recipe, load_recipe
 from tvm_doping.models.resume import FILE as STATE
 from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
-
-RECIPE = "recipe.yaml"
+from tvm_doping.places import check_writable
 
 
 def train(
@@ -36,7 +35,7 @@ def train(
     data       folder of the texts (recipes on pydoc_data need none);
     resume     go on where a killed run of the same recipe in `out` stopped; a finished one is left as it is;
     dense      run folder of the dense model, whose test perplexity is set beside this one's;
-    progress   show a bar.
+    progress   show a bar on standard error; a line an epoch where that is no terminal.
 
     Beside the checkpoint of the best validation perplexity stand `recipe.yaml` (resolved), `metrics.jsonl`
     and the state to resume from, written every `train.save_steps` steps. A doped model's checkpoint counts
@@ -46,6 +45,7 @@ def train(
     plan = load_recipe(recipe, overrides)
     _keep_memory()
     folder = Path(out)
+    check_writable(folder, CheckpointError, f"run folder {folder}")
     rival = None if dense is None else _test_perplexity(dense)
     corpus = _corpus(plan, data)
     accelerator = Accelerator()
@@ -74,7 +74,7 @@ def _open(folder: Path, plan: Recipe, resume: bool) -> None:
     if not resume:
         for name in (STATE, checkpoint.CONFIG, checkpoint.WEIGHTS):
             (folder / name).unlink(missing_ok=True)
-    resolved, path = dump_recipe(plan), folder / RECIPE
+    resolved, path = dump_recipe(plan), folder / checkpoint.RECIPE
     if (folder / STATE).is_file():
         started = path.read_text(encoding="utf-8") if path.is_file() else ""
         if started != resolved:
