@@ -123,7 +123,7 @@ def _block_tile(product: Product, scope: Scope) -> None:
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
             with T.serial(0, address(block_ptr[g + 1]) - first) as k:
-                column = T.bind(tirx.Cast("int64", columns[first + k]))
+                column = address(columns[first + k])
                 for lane in lanes:
                     fma(lane, values[first + k, lane], column)
 

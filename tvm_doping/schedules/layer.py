@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config, Part
+from tvm_doping.sparsity.formats.perm import count_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,11 @@ class Layer:
     @property
     def columns(self) -> int:
         return self.part.shape[1]
+
+    @cached_property
+    def slots(self) -> tuple[int, int]:
+        """Slots that perm32 makes of S: rows in natural order, and alike ones grouped. Both look-up formats ask."""
+        return count_slots(self.sparse, 0), count_slots(self.sparse, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

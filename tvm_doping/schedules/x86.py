@@ -15,7 +15,6 @@ from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
-from tvm_doping.sparsity.formats.perm import count_slots
 from tvm_doping.targets import Target
 
 # Bytes a cycle that one core reads from its L2, its L3, and memory (Zen 5 at 4 GHz: 250, 100 and 36 GB/s).
@@ -179,7 +178,7 @@ def _look_up(layer: Layer, slot: float, size: Callable[[float], float]) -> _Cost
 
     def cost(grouped: int) -> _Cost:
         groups = -(-layer.rows // 16)
-        slots = float(count_slots(layer.sparse, grouped))
+        slots = float(layer.slots[grouped])
         multiple = 4 if slots >= 32 * groups else 2
         slots += groups * (multiple - 1) / 2
         fill = layer.sparse.nnz / max(1.0, slots * 16)

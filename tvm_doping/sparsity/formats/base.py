@@ -127,9 +127,13 @@ def sum_runs(terms: NDArray[np.floating], ptr: Array, axis: int) -> NDArray[np.f
 
 
 def lanes_by_length(lengths: Array) -> NDArray[np.int32]:
-    """Rows by descending length (stable), then the lanes beyond the last row, numbered on: (G*16,)."""
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    beyond = np.arange(len(lengths), -(-len(lengths) // LANES) * LANES)
+    """Rows by descending length (stable), in lanes."""
+    return lanes_of(np.argsort(-lengths.astype(np.int64), kind="stable"))
+
+
+def lanes_of(order: Array) -> NDArray[np.int32]:
+    """The row of each lane (G*16,): rows in this order, then the lanes beyond the last row, numbered on."""
+    beyond = np.arange(len(order), -(-len(order) // LANES) * LANES)
     return np.concatenate([order, beyond]).astype(np.int32)
 
 

@@ -16,6 +16,7 @@ from tvm_doping.sparsity.formats.base import (
     Format,
     Packed,
     column_dtype,
+    lanes_of,
     pointers,
     sum_runs,
 )
@@ -119,10 +120,7 @@ def _slide(S: sparse.csr_array, lanes: Array) -> list[tuple[Array, Array, Array]
 
 
 def _lanes(S: sparse.csr_array, grouped: int) -> NDArray[np.int32]:
-    """The row of each lane (G*16,); lanes beyond the last row come last, numbered on."""
-    m = S.shape[0]
-    beyond = np.arange(m, -(-m // LANES) * LANES)
-    return np.concatenate([_alike(S) if grouped else np.arange(m), beyond]).astype(np.int32)
+    return lanes_of(_alike(S) if grouped else np.arange(S.shape[0]))
 
 
 _PARTS = 16  # of the columns, in which the nonzeros of a row are counted
