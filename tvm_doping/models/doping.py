@@ -65,10 +65,9 @@ def dope(
     planned = []  # all of them before the first is doped: a refused one leaves the model as it was
     for path, module, name in _chosen(model, modules):
         W = getattr(module, name).detach().cpu().numpy().astype(np.float32)
-        budget = int(W.size / compression)
         scale = None if init == "nearest" else structured_scale if sparse else 1.0
-        base = _base(structure, path, W, budget, compression, sparse, scale, factors, rank, random)
-        nonzeros = budget - base.parameters if sparse else 0
+        base = _base(structure, path, W, compression, sparse, scale, factors, rank, random)
+        nonzeros = budget_of(W.size, compression) - base.parameters if sparse else 0
         if nonzeros < 0 or (sparse and nonzeros < 1):
             raise InvalidInput(
                 f"compression of {path}",
@@ -152,6 +151,11 @@ def original(module: nn.Module, name: str) -> Tensor:
     return S
 
 
+def budget_of(size: int, compression: float) -> int:
+    """Parameters that a weight of so many entries may have: those of its structured part, and the nonzeros of S."""
+    return int(size / compression)
+
+
 def close_masks(model: nn.Module) -> None:
     """Let S of every doped weight keep its planned number of entries, the largest: ends an annealing at once."""
     for _, module, name, weight in doped_weights(model):
@@ -173,7 +177,6 @@ def _base(
     structure: str,
     path: str,
     W: np.ndarray,
-    budget: int,
     compression: float,
     sparse: bool,
     scale: float | None,
@@ -183,6 +186,7 @@ def _base(
 ) -> Any:
     """What `start` gives; a weight too small for its budget is refused by its name and shape."""
     what = f"{path}, of shape {W.shape[0]}x{W.shape[1]}"
+    budget = budget_of(W.size, compression)
     if budget < 1:
         raise InvalidInput(what, f"a compression of at most {W.size}", f"{compression:g}", _SMALLER)
     try:

@@ -12,7 +12,7 @@ from torch import nn
 
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError
-from tvm_doping.models.doping import doped_weights, extract, put
+from tvm_doping.models.doping import budget_of, doped_weights, extract, put
 from tvm_doping.models.tasks.language_model import LanguageModel
 from tvm_doping.structures import Doped, Structure
 
@@ -60,7 +60,7 @@ def _planned(found: checkpoint.Checkpoint) -> tuple[dict[str, str], dict[str, in
     if not doping.get("compression"):
         return {}, {}
     nonzeros = {
-        name: int(doped.shape[0] * doped.shape[1] / doping["compression"]) - doped.base.parameters
+        name: budget_of(doped.shape[0] * doped.shape[1], doping["compression"]) - doped.base.parameters
         for name, doped in found.structures.items()
         if isinstance(doped, Doped) and doping.get("sparse", True)
     }
