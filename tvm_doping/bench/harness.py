@@ -114,6 +114,18 @@ def check(
     return worst
 
 
+def check_baselines(
+    streams: dict[str, Stream], subject: Subject, steps: int, batch: int, seed: int = 0
+) -> dict[str, float | None]:
+    """`check` of every stream of a subject, by the names of ENGINES."""
+    xs = subject.inputs(steps, batch, _CHECKED, seed)
+    expected = _of_pytorch(subject, xs)
+    return {
+        name: check(name, stream, xs, expected, exact=_precision(name) == "fp32")
+        for name, stream in streams.items()
+    }
+
+
 def _disagrees(name: str, needs: str, got: str) -> BenchError:
     return BenchError(
         name, needs, got, "Its times would mean nothing: leave it out, or report this as a bug."
@@ -125,11 +137,7 @@ def _cell(
 ) -> list[dict[str, Any]]:
     streams = {name: engine.open(steps, batch) for name, engine in engines.items()}
     xs = subject.inputs(steps, batch, _CHECKED, seed)
-    expected = _of_pytorch(subject, xs)
-    errors = {
-        name: check(name, stream, xs, expected, exact=_precision(name) == "fp32")
-        for name, stream in streams.items()
-    }
+    errors = check_baselines(streams, subject, steps, batch, seed)
     calls = {name: _fixed(stream.call, xs[0]) for name, stream in streams.items()}
     samples = interleave(calls, seconds=seconds, seed=seed)
     return [

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tvm_doping.cli import bench, compile, inspect, run, targets, train
+from tvm_doping.cli import bench, bench_matrix, compile, inspect, run, targets, train
 from tvm_doping.errors import DopingError, UnfinishedWarning
 
 app = typer.Typer(
@@ -24,7 +24,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train.train, compile.compile, inspect.inspect, run.run, bench.bench, targets.targets):
+for verb in (
+    train.train,
+    compile.compile,
+    inspect.inspect,
+    run.run,
+    bench.bench,
+    bench_matrix.bench_matrix,
+    targets.targets,
+):
     app.command()(verb)
 
 
