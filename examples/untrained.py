@@ -2,7 +2,7 @@
 
     python examples/untrained.py --hidden 1500 --compression 20 runs/untrained-1500
     tvm-doping bench runs/untrained-1500 --scope lstm --steps 1
-    python examples/untrained.py --hidden 650 --modules lstm output runs/whole-650
+    python examples/untrained.py --hidden 650 --modules lstm output embedding runs/whole-650
 
 S is spread evenly here; after training some rows hold more than others, and such a model can be a little slower.
 """
@@ -28,7 +28,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--compression", type=float, default=20.0, help="of each doped weight, by parameters")
     parser.add_argument(
-        "--modules", nargs="+", default=["lstm"], help="what is doped: lstm, output (the projection to words)"
+        "--modules",
+        nargs="+",
+        default=["lstm"],
+        help="what is doped: lstm, output (the projection to words), embedding",
     )
     parser.add_argument(
         "--structure", default="kronecker", help="kronecker, low_rank, hybrid or zero (pruned)"

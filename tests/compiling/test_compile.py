@@ -109,7 +109,7 @@ def test_an_exported_program() -> None:
 def test_a_run_folder(tmp_path: Any) -> None:
     torch.manual_seed(0)
     model = LanguageModel(vocab=9, embedding=16, hidden=16, layers=2)
-    dope(model, compression=4, modules=["lstm.*"])
+    dope(model, compression=4, modules=["lstm.*", "embedding"])
     tensors, structures = models.model_tensors(model)
     config = {
         "task": "language_model",
@@ -119,13 +119,16 @@ def test_a_run_folder(tmp_path: Any) -> None:
         "tokens": "characters",
     }
     folder = checkpoint.save(tmp_path / "tiny", config, tensors, structures)
+    assert set(checkpoint.load(folder).structures) == set(structures)
     bundle = tvm_doping.compile(folder, dump=tmp_path / "ir")
+    assert "embedding.weight" not in bundle.weights
+    assert {layer.name: layer.op for layer in bundle.manifest.layers}["embedding"] == "embedding"
     assert bundle.manifest.name == "tiny"
     assert bundle.manifest.tokens == "characters"
     assert tuple(bundle.vocabulary) == tuple("abcdefghi")
     assert bundle.manifest.metrics["test_perplexity"] == 12.5
     assert [spec.name for spec in bundle.manifest.state] == ["h", "c"]
-    assert len(list((tmp_path / "ir").iterdir())) == 8
+    assert len(list((tmp_path / "ir").iterdir())) == 9
     bundle.save(tmp_path / "bundle")
     session = tvm_doping.load(tmp_path / "bundle", verify=True)
     with torch.no_grad():

@@ -172,6 +172,32 @@ def test_cached_weights_are_computed_once_and_get_gradients() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_doped_embedding_looks_up_and_learns(structure: Any) -> None:
+    model = dope(nn.Embedding(40, 24), structure=structure, compression=4)
+    tokens = torch.randint(40, (7, 3))
+    ((_, module, name, weight),) = doped_weights(model)
+    torch.testing.assert_close(model(tokens), formula(weight, original(module, name))[tokens], rtol=0, atol=0)
+    model(tokens).square().sum().backward()
+    gradient = original(module, name).grad
+    assert gradient is not None
+    used = torch.zeros(40, 1, dtype=torch.bool)
+    used[tokens.flatten()] = True
+    assert bool((gradient[~(weight.mask & used)] == 0).all()) and bool((gradient != 0).any())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    dense = model(tokens).detach()
+    torch.testing.assert_close(undope(model)(tokens), dense)
+
+
+@pytest.mark.parametrize(
+    "option", [{"padding_idx": 0}, {"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}]
+)
+def test_embeddings_that_cannot_be_doped(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(UnsupportedModel, match=name):
+        dope(nn.Sequential(nn.Embedding(40, 24, **option)), modules="0", compression=4)
+
+
 def test_the_exported_graph_shows_the_expression() -> None:
     model = dope(nn.Sequential(nn.Linear(30, 40)), compression=4, cmr=0.2).eval()
     graph = str(torch.export.export(model, (torch.randn(2, 30),)).graph)
@@ -216,6 +242,8 @@ def test_structure_alone() -> None:
         ("lstm", 4),
         ("lstm.weight_hh_*", 2),
         (["lstm", "output"], 5),
+        ("embedding", 1),
+        ("*", 6),
         (["*.weight_ih_l1"], 1),
     ],
 )

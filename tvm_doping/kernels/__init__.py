@@ -1,8 +1,18 @@
-"""What is computed, as TensorIR: one module for each operation (`lstm`, `linear`), composed of structures and formats."""
+"""What is computed, as TensorIR: a module for each operation (`lstm`, `linear`, `embedding`), of structures and formats."""
 
 from __future__ import annotations
 
-from tvm_doping.kernels import linear, lstm
-from tvm_doping.kernels.plan import Config, LinearPlan, LstmPlan, Part, Product
+from tvm_doping.kernels import embedding, linear, lstm
+from tvm_doping.kernels.plan import Config, EmbeddingPlan, LinearPlan, LstmPlan, Part, Product
 
-__all__ = ["Config", "LinearPlan", "LstmPlan", "Part", "Product", "linear", "lstm"]
+__all__ = [
+    "Config",
+    "EmbeddingPlan",
+    "LinearPlan",
+    "LstmPlan",
+    "Part",
+    "Product",
+    "embedding",
+    "linear",
+    "lstm",
+]

@@ -114,6 +114,16 @@ class LinearPlan(_Plan):
     products: ClassVar[tuple[str, ...]] = ("product",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingPlan(_Plan):
+    """Rows of a table (V, D) by number; tokens: the integer type of the numbers."""
+
+    tokens: str
+    product: Product
+
+    products: ClassVar[tuple[str, ...]] = ("product",)
+
+
 def _decode(raw: dict[str, Any], products: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a plan with its dataclasses and tuples back in place of dicts and lists."""
 

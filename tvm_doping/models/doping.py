@@ -1,5 +1,5 @@
-"""dope(): put doped weights in place of the weights of any `nn.LSTM` and `nn.Linear`, and take them away
-again."""
+"""dope(): put doped weights in place of the weights of any `nn.LSTM`, `nn.Linear` and `nn.Embedding`, and
+take them away again."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tvm_doping.sparsity import PATTERNS
 
 Model = TypeVar("Model", bound=nn.Module)
 StructureName = Literal["kronecker", "low_rank", "hybrid", "zero"]
+_ONE_WEIGHT = (nn.Linear, nn.Embedding)  # modules whose one matrix is called "weight"
 _SMALLER = "Lower compression, or leave the module out through modules=."
 
 
@@ -44,7 +45,7 @@ def dope(
     compression       m*n / (parameters of the factors + nonzeros of S), for every weight by itself;
     pattern           where S may have entries: a key of `sparsity.PATTERNS`;
     modules           globs over the paths of modules ("encoder.*") or weights ("lstm.weight_hh_*"); None:
-                      every `nn.LSTM` and `nn.Linear`;
+                      every `nn.LSTM` and `nn.Linear` (an `nn.Embedding` only where it is named);
     cmr               co-matrix dropout: the rate for both parts (see `models.cmr.set_cmr`);
     init              "random": S starts as the weight was and the factors as noise; "nearest": the factors
                       approximate the weight, S is what they leave;
@@ -226,7 +227,7 @@ def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple
             path = f"{prefix}.{name}" if prefix else name
             hits = {glob for glob in globs or () if fnmatchcase(prefix, glob) or fnmatchcase(path, glob)}
             unused -= hits
-            if globs is None or hits:
+            if hits or (globs is None and not isinstance(module, nn.Embedding)):
                 rows.append((path, module, name))
     available = [
         path for prefix, module in model.named_modules() for path in [prefix] if _weight_names(module)
@@ -234,7 +235,7 @@ def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple
     if unused or not rows:
         raise InvalidInput(
             "modules",
-            "names of nn.LSTM or nn.Linear modules, or of their weights, in the model",
+            "names of nn.LSTM, nn.Linear or nn.Embedding modules, or of their weights, in the model",
             ", ".join(sorted(unused)) or f"a {type(model).__name__} that has none",
             f"The model has: {', '.join(name or '(itself)' for name in available) or 'none of them'}.",
         )
@@ -247,11 +248,12 @@ def _weight_names(module: nn.Module) -> list[str]:
     if isinstance(module, nn.LSTM):
         return [name for name in module._flat_weights_names if name.startswith("weight_")]
     # exact type: torch subclasses Linear for modules that read .weight without calling forward
-    return ["weight"] if type(module) is nn.Linear or _is_parametrized_linear(module) else []
+    plain = type(module) in _ONE_WEIGHT
+    return ["weight"] if plain or _is_parametrized(module) else []
 
 
-def _is_parametrized_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and parametrize.is_parametrized(module)
+def _is_parametrized(module: nn.Module) -> bool:
+    return isinstance(module, _ONE_WEIGHT) and parametrize.is_parametrized(module)
 
 
 def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> None:
@@ -263,6 +265,8 @@ def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> 
             f"proj_size={module.proj_size}",
             "Leave it out with modules=...",
         )
+    if isinstance(module, nn.Embedding):
+        _check_embedding(path, module)
     if parametrize.is_parametrized(module, name):
         raise InvalidInput(
             path, "a plain weight", "a parametrized one", "Call undope(model) first, or leave it out."
@@ -280,6 +284,23 @@ def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> 
         )
     if W.dtype != torch.float32:
         raise InvalidInput(path, "float32", str(W.dtype).removeprefix("torch."), "Call model.float() first.")
+
+
+def _check_embedding(path: str, module: nn.Embedding) -> None:
+    """Raise for options under which the table itself is changed, or its gradient is not that of the look-ups."""
+    for option, off in (
+        ("max_norm", None),
+        ("padding_idx", None),
+        ("sparse", False),
+        ("scale_grad_by_freq", False),
+    ):
+        if getattr(module, option) != off:
+            raise UnsupportedModel(
+                path,
+                f"an nn.Embedding with {option}={off}",
+                f"{option}={getattr(module, option)}",
+                "Leave it out with modules=..., or change the option.",
+            )
 
 
 def _register(module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) -> None:

@@ -81,7 +81,7 @@ class DopingRecipe(_Part):
         default="unstructured", description="where S may have entries: " + ", ".join(PATTERNS)
     )
     modules: list[str] = Field(
-        default=["lstm"], description="globs of modules or weights; embedding and output stay dense"
+        default=["lstm"], description="globs of modules or weights; also output, embedding"
     )
     init: Literal["random", "nearest"] = Field(default="random", description="where the factors start")
     structured_scale: float = Field(

@@ -17,28 +17,33 @@ from tvm_doping._tvm import (
 )
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.reference import structure_of
-from tvm_doping.schedules import choose_linear, choose_lstm
+from tvm_doping.schedules import choose_embedding, choose_linear, choose_lstm
 from tvm_doping.structures import Structure
 
 # How many arguments a layer has before it has a plan, the last one of which is the plan's place.
-_UNPLANNED = {"doping.lstm": 9, "doping.linear": 4}
+_UNPLANNED = {"doping.lstm": 9, "doping.linear": 4, "doping.embedding": 3}
 
 
 class Choose:
-    """doping.lstm and doping.linear -> the same with the plan, as JSON, as their last argument."""
+    """doping.lstm, doping.linear and doping.embedding -> the same with the plan, as JSON, as their last argument."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def __call__(self, mod: Any) -> Any:
         values = definitions(mod["main"])
+        choices = {
+            "doping.lstm": self._lstm,
+            "doping.linear": self._linear,
+            "doping.embedding": self._embedding,
+        }
 
         def visit(var: Any, value: Any) -> list[Any] | None:
             call = dps_call(value)
             if call is None or len(call[1]) != _UNPLANNED.get(call[0]):
                 return None
             operator, args = call
-            plan = self._lstm(args, values) if operator == "doping.lstm" else self._linear(args, values)
+            plan = choices[operator](args, values)
             return [relax.call_dps_packed(operator, [*args, StringImm(plan)], out_ty=out_types(value))]
 
         return replace_main(mod, rebuild(mod["main"], visit))
@@ -55,6 +60,10 @@ class Choose:
         c = self.context
         plan = choose_linear(weight(args[1], values), target=c.target, batch=c.batch, force=_dict(c.force))
         return plan.to_json()
+
+    def _embedding(self, args: list[Any], values: dict[Any, Any]) -> str:
+        tokens = str(args[0].ty.dtype)
+        return choose_embedding(weight(args[1], values), target=self.context.target, tokens=tokens).to_json()
 
 
 def weight(expr: Any, values: dict[Any, Any]) -> Structure:

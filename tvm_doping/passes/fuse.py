@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tvm_doping._tvm import array_of, bindings, dps_call, out_types, rebuild, relax, replace_main, text_of
-from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
+from tvm_doping.kernels import EmbeddingPlan, LinearPlan, LstmPlan, embedding, linear, lstm
 from tvm_doping.passes.context import Context
 
 # Attributes of the kernels' functions; JSON and names, as `Pack` made them.
 REPORT, ARRAYS = "doping.report", "doping.arrays"
 _OPAQUE = 8
+# Packed operator -> (plan as JSON, arrays) -> its function.
+_KERNELS: dict[str, Callable[[str, dict[str, Any]], Any]] = {
+    "doping.lstm_packed": lambda plan, arrays: lstm.prim_func(LstmPlan.from_json(plan), arrays),
+    "doping.linear_packed": lambda plan, arrays: linear.prim_func(LinearPlan.from_json(plan), arrays),
+    "doping.embedding_packed": lambda plan, arrays: embedding.prim_func(
+        EmbeddingPlan.from_json(plan), arrays
+    ),
+}
 
 
 class Fuse:
-    """doping.lstm_packed and doping.linear_packed -> call_tir of the kernel that the plan describes."""
+    """doping.lstm_packed, doping.linear_packed and doping.embedding_packed -> call_tir of the kernel that the plan describes."""
 
     def __init__(self, context: Context) -> None:
         pass
@@ -27,7 +36,7 @@ class Fuse:
         kernels: dict[Any, tuple[Any, list[Any]]] = {}
         for binding in bindings(mod["main"]):
             call = dps_call(getattr(binding, "value", None))
-            if call is not None and call[0] in ("doping.lstm_packed", "doping.linear_packed"):
+            if call is not None and call[0] in _KERNELS:
                 function, args = _kernel(call[0], call[1])
                 name = _unique(json.loads(text_of(call[1][0]))["report"]["name"], taken)
                 # add_func gives the name the function's type, without which no call of it can be made
@@ -50,10 +59,7 @@ def _kernel(operator: str, args: list[Any]) -> tuple[Any, list[Any]]:
     layer = json.loads(text_of(args[0]))
     arrays = dict(zip(layer["arrays"], (array_of(a) for a in args[-len(layer["arrays"]) :]), strict=True))
     plan = json.dumps(layer["plan"])
-    if operator == "doping.lstm_packed":
-        function = lstm.prim_func(LstmPlan.from_json(plan), arrays)
-    else:
-        function = linear.prim_func(LinearPlan.from_json(plan), arrays)
+    function = _KERNELS[operator](plan, arrays)
     attributes = {
         REPORT: json.dumps(layer["report"]),
         ARRAYS: json.dumps(layer["arrays"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from typing import Any
 
@@ -14,7 +13,6 @@ from tvm_doping._tvm import (
     bindings,
     constant,
     definitions,
-    handle,
     op_name,
     rebuild,
     relax,
@@ -23,6 +21,7 @@ from tvm_doping._tvm import (
 )
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.evaluate import evaluate, is_fixed, origin
+from tvm_doping.passes.naming import bound, layer_name
 
 
 class MatchLinear:
@@ -83,17 +82,17 @@ class MatchLinear:
             flat = relax.op.reshape(
                 x, relax.ShapeExpr([math.prod(rows[1:], start=rows[0]) if rows else 1, inputs])
             )
-            before.append((_var(f"{var.name}_x", flat), flat))
+            before.append((bound(f"{var.name}_x", flat), flat))
             x = before[-1][0]
         m = x.ty.shape[0]
         call = relax.call_dps_packed(
             "doping.linear",
-            [x, weight, bias, StringImm(self._name(constants, taken))],
+            [x, weight, bias, StringImm(layer_name(self.names, constants, taken, "linear"))],
             out_ty=relax.TensorType((m, outputs), "float32"),
         )
         if len(rows) == 1:
             return [*before, call]
-        y = _var(f"{var.name}_y", call)
+        y = bound(f"{var.name}_y", call)
         return [*before, (y, call), relax.op.reshape(y, relax.ShapeExpr([*rows, outputs]))]
 
     def _weight(self, var: Any, transposed: Any, values: dict[Any, Any]) -> tuple[Any, list[Any]]:
@@ -102,20 +101,8 @@ class MatchLinear:
         if op_name(found) == "relax.permute_dims":
             return found.args[0], []
         back = relax.op.permute_dims(transposed)
-        w = _var(f"{var.name}_w", back)
+        w = bound(f"{var.name}_w", back)
         return w, [(w, back)]
-
-    def _name(self, constants: list[Any], taken: Counter[str]) -> str:
-        """The module's path, from the name of the first parameter that has one."""
-        named = [self.names[handle(c.value)] for c in constants if handle(c.value) in self.names]
-        path = re.split(r"\.?(?:parametrizations\.|[^.]*$)", named[0])[0] if named else "linear"
-        path = path or "linear"
-        taken[path] += 1
-        return path if taken[path] == 1 else f"{path}.call{taken[path]}"
-
-
-def _var(name: str, expr: Any) -> Any:
-    return relax.DataflowVar(name, relax.BlockBuilder().normalize(expr).ty)
 
 
 def _sum(expr: Any, products: dict[Any, Any], values: dict[Any, Any], uses: Counter[Any]) -> Any:

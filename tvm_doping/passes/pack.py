@@ -19,16 +19,17 @@ from tvm_doping._tvm import (
     replace_main,
     text_of,
 )
-from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
+from tvm_doping.kernels import EmbeddingPlan, LinearPlan, LstmPlan, embedding, linear, lstm
 from tvm_doping.passes.choose import weight
 from tvm_doping.passes.context import Context
 from tvm_doping.structures import Doped, Structure
 
-_PLANNED = {"doping.lstm": 10, "doping.linear": 5}
+_PLANNED = {"doping.lstm": 10, "doping.linear": 5, "doping.embedding": 4}
 
 
 class Pack:
-    """A layer with a plan -> doping.lstm_packed(layer, x, h0, c0, *arrays) or doping.linear_packed(layer, x, *arrays).
+    """A layer with a plan -> doping.lstm_packed(layer, x, h0, c0, *arrays) or doping.linear_packed(layer, x, *arrays),
+    doping.embedding_packed(layer, tokens, *arrays).
 
     layer is JSON: "plan", "arrays" (names) and "report" (what the bundle's manifest says of the layer).
     """
@@ -44,7 +45,7 @@ class Pack:
             if call is None or len(call[1]) != _PLANNED.get(call[0]):
                 return None
             operator, args = call
-            layer, arrays = (_lstm if operator == "doping.lstm" else _linear)(args, values)
+            layer, arrays = _LAYERS[operator](args, values)
             inputs = args[:3] if operator == "doping.lstm" else args[:1]
             described = StringImm(json.dumps(layer))
             constants = [constant(array) for array in arrays.values()]
@@ -77,10 +78,20 @@ def _linear(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], di
     )
 
 
+def _embedding(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    plan = EmbeddingPlan.from_json(text_of(args[3]))
+    w = weight(args[1], values)
+    arrays = embedding.pack(plan, w)
+    return _layer(text_of(args[2]), "embedding", plan, [w], arrays, 0, [plan.product.sparse])
+
+
+_LAYERS = {"doping.lstm": _lstm, "doping.linear": _linear, "doping.embedding": _embedding}
+
+
 def _layer(
     name: str,
     operation: str,
-    plan: LstmPlan | LinearPlan,
+    plan: LstmPlan | LinearPlan | EmbeddingPlan,
     weights: list[Structure],
     arrays: dict[str, np.ndarray],
     bias: int,

@@ -12,6 +12,7 @@ from tvm_doping.passes.context import Context, Pass
 from tvm_doping.passes.fuse import Fuse
 from tvm_doping.passes.lift_weights import LiftWeights
 from tvm_doping.passes.lower import Lower
+from tvm_doping.passes.match_embedding import MatchEmbedding
 from tvm_doping.passes.match_linear import MatchLinear
 from tvm_doping.passes.pack import Pack
 from tvm_doping.passes.recover_structure import RecoverStructure
@@ -21,6 +22,7 @@ def pipeline(context: Context) -> list[Pass]:
     """From an imported model to loops."""
     return [
         MatchLinear(context),  # x W^T + b -> doping.linear
+        MatchEmbedding(context),  # rows of a doped table -> doping.embedding
         RecoverStructure(context),  # weights -> doping.weight: B (x) C + S, ...
         Choose(context),  # a plan for every layer
         Pack(context),  # weights -> the plan's arrays

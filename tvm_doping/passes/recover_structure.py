@@ -17,12 +17,12 @@ from tvm_doping.passes.expressions import match_structure
 # A weight below 4 KB stays in the L1 cache and takes well under 0.1 us whatever its structure: not worth the search.
 SMALLEST = 1024
 # Positions of the weights and of the biases among the arguments.
-_WEIGHTS = {"doping.lstm": (3, 4), "doping.linear": (1,)}
-_BIASES = {"doping.lstm": (5, 6), "doping.linear": (2,)}
+_WEIGHTS = {"doping.lstm": (3, 4), "doping.linear": (1,), "doping.embedding": (1,)}
+_BIASES = {"doping.lstm": (5, 6), "doping.linear": (2,), "doping.embedding": ()}
 
 
 class RecoverStructure:
-    """The weights of doping.lstm and doping.linear -> doping.weight(spec, *arrays).
+    """The weights of doping.lstm, doping.linear and doping.embedding -> doping.weight(spec, *arrays).
 
     An expression B (x) C + S, U V + S, [D ; U V] + S or S alone is matched; any other fixed value is computed
     and searched for structure (`structures.recover`). What has none becomes Dense. Whatever is found is
@@ -87,7 +87,7 @@ def recover(weight: Any, values: dict[Any, Any], *, dense: bool = False) -> stru
     W = evaluate(weight, values)
     if W is None:
         raise UnsupportedModel(
-            "a weight of an LSTM",
+            "a weight of a layer",
             "a value that is known when the model is compiled",
             "one computed from the model's inputs",
             "Compute it from parameters only.",

@@ -5,6 +5,8 @@ doping.lstm(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse, name[, plan]) -> y, h, c
 doping.linear(x, w, b, name[, plan]) -> y                   x (M, I), w (O, I), b (O,), y (M, O)
 doping.lstm_packed(layer, x, h0, c0, *arrays) -> y, h, c    layer: JSON with the plan and the names of the arrays
 doping.linear_packed(layer, x, *arrays) -> y
+doping.embedding(tokens, w, name[, plan]) -> y              tokens (M,) int, w (V, D), y (M, D)
+doping.embedding_packed(layer, tokens, *arrays) -> y
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from tvm_doping import structures
 from tvm_doping._tvm import tvm
-from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
+from tvm_doping.kernels import EmbeddingPlan, LinearPlan, LstmPlan, embedding, linear, lstm
 
 
 def weight_of(spec: str, arrays: list[Any]) -> np.ndarray:
@@ -79,6 +81,12 @@ def _linear(*arguments: Any) -> None:
     y[...] = x @ w.T + b
 
 
+@tvm.register_global_func("doping.embedding", override=True)
+def _embedding(*arguments: Any) -> None:
+    tokens, w, *_, y = _views(arguments)
+    y[...] = w[np.clip(tokens, 0, len(w) - 1)]
+
+
 @tvm.register_global_func("doping.lstm_packed", override=True)
 def _lstm_packed(layer: str, *arguments: Any) -> None:
     x, h0, c0, *arrays, y, h, c = _views(arguments)
@@ -91,6 +99,13 @@ def _linear_packed(layer: str, *arguments: Any) -> None:
     x, *arrays, y = _views(arguments)
     plan, named = _unpack(layer, arrays)
     y[...] = linear.reference(LinearPlan.from_json(plan), named, x)
+
+
+@tvm.register_global_func("doping.embedding_packed", override=True)
+def _embedding_packed(layer: str, *arguments: Any) -> None:
+    tokens, *arrays, y = _views(arguments)
+    plan, named = _unpack(layer, arrays)
+    y[...] = embedding.reference(EmbeddingPlan.from_json(plan), named, tokens)
 
 
 def _unpack(layer: str, arrays: list[Any]) -> tuple[str, dict[str, Any]]:

@@ -12,10 +12,20 @@ from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Product
 from tvm_doping.schedules import fallback, x86
+from tvm_doping.schedules.embedding import choose_embedding
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
 from tvm_doping.targets import Target
 
-__all__ = ["SCHEDULES", "Candidate", "Declined", "Layer", "choose_linear", "choose_lstm", "layer_of"]
+__all__ = [
+    "SCHEDULES",
+    "Candidate",
+    "Declined",
+    "Layer",
+    "choose_embedding",
+    "choose_linear",
+    "choose_lstm",
+    "layer_of",
+]
 
 SCHEDULES: dict[str, Callable[..., Candidate | Declined]] = {"x86": x86.choose, "fallback": fallback.choose}
 

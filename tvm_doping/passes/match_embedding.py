@@ -1,0 +1,67 @@
+"""MatchEmbedding: rows taken from a table that is an expression of its factors become `doping.embedding`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+from tvm_doping._tvm import StringImm, definitions, op_name, rebuild, relax, replace_main
+from tvm_doping.passes.context import Context
+from tvm_doping.passes.evaluate import is_fixed, origin
+from tvm_doping.passes.naming import bound, layer_name
+
+_INTEGERS = ("int32", "int64")
+
+
+class MatchEmbedding:
+    """take(W, tokens, axis=0, mode="clip") -> doping.embedding(tokens (M,), W (V, D), name) -> (M, D), reshaped as it was.
+
+    W is float32 and computed from constants only, as a doped one is; tokens, of any rank, depend on an input. A table that is
+    a constant stays a take, a copy of rows: it has nothing to be rebuilt from.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.names = context.names
+
+    def __call__(self, mod: Any) -> Any:
+        main = mod["main"]
+        values = definitions(main)
+        taken: Counter[str] = Counter()
+
+        def visit(var: Any, value: Any) -> list[Any] | None:
+            if not _matches(value, values):
+                return None
+            table, tokens = value.args
+            name = layer_name(self.names, origin(table, values), taken, "embedding")
+            sizes, columns = list(tokens.ty.shape), int(table.ty.shape[1])
+            before: list[Any] = []
+            if len(sizes) != 1:
+                count = math.prod(sizes[1:], start=sizes[0]) if sizes else 1
+                flat = relax.op.reshape(tokens, relax.ShapeExpr([count]))
+                before.append((bound(f"{var.name}_tokens", flat), flat))
+                tokens = before[-1][0]
+            out = relax.TensorType((tokens.ty.shape[0], columns), "float32")
+            call = relax.call_dps_packed("doping.embedding", [tokens, table, StringImm(name)], out_ty=out)
+            if len(sizes) == 1:
+                return [call]
+            rows = bound(f"{var.name}_rows", call)
+            return [*before, (rows, call), relax.op.reshape(rows, relax.ShapeExpr([*sizes, columns]))]
+
+        return relax.transform.DeadCodeElimination(["main"])(replace_main(mod, rebuild(main, visit)))
+
+
+def _matches(expr: Any, values: dict[Any, Any]) -> bool:
+    if op_name(expr) != "relax.take" or expr.attrs.axis is None or int(expr.attrs.axis) != 0:
+        return False
+    table, tokens = expr.args
+    return (
+        str(expr.attrs.mode) == "clip"
+        and table in values
+        and len(table.ty.shape) == 2
+        and str(table.ty.dtype) == "float32"
+        and str(tokens.ty.dtype) in _INTEGERS
+        and tokens.ty.shape is not None
+        and is_fixed(table, values)
+        and not is_fixed(tokens, values)
+    )
