@@ -136,6 +136,25 @@ def test_a_run_folder(tmp_path: Any) -> None:
     np.testing.assert_allclose(session.run(tokens()), wanted.numpy(), rtol=0, atol=1e-5)
 
 
+def test_a_tied_run_folder(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab": 40, "embedding": 32, "hidden": 32, "layers": 1, "tied": True}
+    model = dope(LanguageModel(**sizes), compression=4, modules="*")
+    tensors, structures = models.model_tensors(model)
+    assert "embedding.weight" in structures and "output.weight" not in structures
+    assert list(tensors) == ["lstm.bias_ih_l0", "lstm.bias_hh_l0", "output.bias"]
+    folder = checkpoint.save(
+        tmp_path / "tied", {"task": "language_model", "model": sizes}, tensors, structures
+    )
+    again = models.load_model(folder)
+    with torch.no_grad():
+        wanted, _ = model.eval()(torch.from_numpy(tokens()))
+        torch.testing.assert_close(again(torch.from_numpy(tokens()))[0], wanted, rtol=0, atol=0)
+    bundle = tvm_doping.compile(folder)
+    assert [layer.name for layer in bundle.manifest.layers] == ["embedding", "lstm.l0", "output"]
+    np.testing.assert_allclose(run(bundle, tokens()), wanted.numpy(), rtol=0, atol=1e-5)
+
+
 def test_a_format_is_forced() -> None:
     model = doped(hidden=32)
     bundle = tvm_doping.compile(model, "x86-64-v3", force={"format": "csr"})

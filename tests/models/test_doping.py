@@ -174,7 +174,7 @@ def test_cached_weights_are_computed_once_and_get_gradients() -> None:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_doped_embedding_looks_up_and_learns(structure: Any) -> None:
-    model = dope(nn.Embedding(40, 24), structure=structure, compression=4)
+    model = dope(nn.Embedding(40, 24), modules="*", structure=structure, compression=4)
     tokens = torch.randint(40, (7, 3))
     ((_, module, name, weight),) = doped_weights(model)
     torch.testing.assert_close(model(tokens), formula(weight, original(module, name))[tokens], rtol=0, atol=0)
@@ -196,6 +196,28 @@ def test_embeddings_that_cannot_be_doped(option: dict[str, Any]) -> None:
     (name,) = option
     with pytest.raises(UnsupportedModel, match=name):
         dope(nn.Sequential(nn.Embedding(40, 24, **option)), modules="0", compression=4)
+
+
+@pytest.mark.parametrize("init", ["random", "nearest"])
+def test_a_tied_weight_is_doped_once(init: Any) -> None:
+    model = LanguageModel(50, 16, 16, 1, tied=True).eval()
+    before, size = model.output.weight.detach().clone(), len(list(model.parameters()))
+    dope(model, modules=["embedding", "output"], compression=3, init=init, structured_scale=0.0)
+    ((path, module, name, weight),) = doped_weights(model)
+    assert path == "embedding.weight" and list(extract(model)) == [path]
+    assert [row[0] for row in doped_weights(model, shared=True)] == [path, "output.weight"]
+    assert len(list(model.parameters())) == size + len(list(weight.parameters()))
+    kept = weight.mask
+    torch.testing.assert_close(model.output.weight[kept], before[kept], rtol=1e-5, atol=1e-6)
+    tokens = torch.randint(50, (4, 2))
+    model(tokens)[0].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        original(module, name).add_(1.0)
+        assert torch.equal(model.embedding.weight, model.output.weight)
+    doped = model(tokens)[0].detach()
+    assert undope(model).output.weight is model.embedding.weight
+    torch.testing.assert_close(model(tokens)[0], doped)
 
 
 def test_the_exported_graph_shows_the_expression() -> None:

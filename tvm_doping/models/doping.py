@@ -58,8 +58,9 @@ def dope(
 
     The masks start at their final density with the largest entries of S, so the compression holds at once; an
     `Annealing` opens them first and closes them while training. Raises InvalidInput for an impossible
-    compression, factors that do not divide a weight, unknown names, and weights that are doped or shared
-    already.
+    compression, factors that do not divide a weight, unknown names, weights that are doped already, and
+    shared ones of which `modules` names some only. A weight that an nn.Embedding and an nn.Linear share (tied) is
+    doped once, and stays shared.
     """
     _check(structure, compression, pattern, cmr, structured_scale, init)
     random = np.random.default_rng(seed)
@@ -80,7 +81,7 @@ def dope(
         weight = WEIGHTS[structure](W.shape, base.arrays(), nonzeros, pattern)
         planned.append((module, name, weight))
     for module, name, weight in planned:
-        _register(module, name, weight, keep=init == "random")
+        _register(model, module, name, weight, keep=init == "random")
         weight.cmr_structured = weight.cmr_sparse = cmr
         close_mask(weight, original(module, name))
     return model
@@ -90,8 +91,11 @@ def undope(model: Model) -> Model:
     """Fold every doped weight to a plain dense parameter of the same value, in place; returns the model."""
     was_training = model.training
     model.eval()  # the value without CMR
-    for _, module, name, _ in list(doped_weights(model)):
-        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    folded: set[DopedWeight] = set()
+    for _, module, name, weight in list(doped_weights(model, shared=True)):
+        # a second module of a tied weight takes the parameter that holds the value already
+        parametrize.remove_parametrizations(module, name, leave_parametrized=weight not in folded)
+        folded.add(weight)
         if isinstance(module, nn.LSTM) and not parametrize.is_parametrized(module):
             hook = module.__dict__.pop("_doping_hook", None)
             if hook is not None:
@@ -107,13 +111,20 @@ def extract(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def doped_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, DopedWeight]]:
-    """Every doped weight: (parameter name, its module, its name there, the parametrization)."""
+def doped_weights(
+    model: nn.Module, *, shared: bool = False
+) -> Iterator[tuple[str, nn.Module, str, DopedWeight]]:
+    """Every doped weight: (parameter name, its module, its name there, the parametrization).
+
+    One that modules share (tied weights) comes once, by its first name; with `shared` by each of its names.
+    """
+    seen: set[DopedWeight] = set()
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
             chains: Any = module.parametrizations
             for name, chain in chains.items():
-                if isinstance(chain[0], DopedWeight):
+                if isinstance(chain[0], DopedWeight) and (shared or chain[0] not in seen):
+                    seen.add(chain[0])
                     yield (f"{prefix}.{name}" if prefix else name), module, name, chain[0]
 
 
@@ -139,7 +150,7 @@ def put(
             (patterns or {}).get(path, "unstructured"),
         )
         dense = S.toarray()
-        _register(module, name, weight, keep=False)
+        _register(model, module, name, weight, keep=False)
         with torch.no_grad():
             original(module, name).copy_(torch.from_numpy(dense))
             weight.mask.copy_(torch.from_numpy(dense != 0))
@@ -239,9 +250,11 @@ def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple
             ", ".join(sorted(unused)) or f"a {type(model).__name__} that has none",
             f"The model has: {', '.join(name or '(itself)' for name in available) or 'none of them'}.",
         )
+    chosen = {path for path, _, _ in rows}
     for path, module, name in rows:
-        _check_weight(model, path, module, name)
-    return rows
+        _check_weight(model, path, module, name, chosen)
+    once = {id(getattr(module, name)): (path, module, name) for path, module, name in reversed(rows)}
+    return [row for row in rows if once[id(getattr(row[1], row[2]))] == row]
 
 
 def _weight_names(module: nn.Module) -> list[str]:
@@ -256,7 +269,7 @@ def _is_parametrized(module: nn.Module) -> bool:
     return isinstance(module, _ONE_WEIGHT) and parametrize.is_parametrized(module)
 
 
-def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> None:
+def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str, chosen: set[str]) -> None:
     """Raise where a weight is doped already, shared with another one, or of an LSTM with projections."""
     if isinstance(module, nn.LSTM) and module.proj_size:
         raise UnsupportedModel(
@@ -272,15 +285,14 @@ def _check_weight(model: nn.Module, path: str, module: nn.Module, name: str) -> 
             path, "a plain weight", "a parametrized one", "Call undope(model) first, or leave it out."
         )
     W = getattr(module, name)
-    owners = [
-        f"{prefix}.{key}" if prefix else key
-        for prefix, other in model.named_modules()
-        for key, value in other.named_parameters(recurse=False)
-        if value is W
-    ]
-    if len(owners) > 1:
+    owners = _owners(model, W)
+    tied = all(isinstance(other, _ONE_WEIGHT) for _, other, _ in owners)
+    if len(owners) > 1 and not (tied and {owner for owner, _, _ in owners} <= chosen):
         raise InvalidInput(
-            path, "a weight of its own", f"one shared by {', '.join(owners)}", "Untie it, or leave it out."
+            path,
+            "a weight of its own, or one tied between nn.Embedding and nn.Linear modules that are all named",
+            f"one shared by {', '.join(owner for owner, _, _ in owners)}",
+            "Name all of them in modules=, untie it, or leave it out.",
         )
     if W.dtype != torch.float32:
         raise InvalidInput(path, "float32", str(W.dtype).removeprefix("torch."), "Call model.float() first.")
@@ -303,16 +315,33 @@ def _check_embedding(path: str, module: nn.Embedding) -> None:
             )
 
 
-def _register(module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) -> None:
-    """Put the parametrization on; keep: S is the weight as it was, else what the structured part leaves."""
+def _owners(model: nn.Module, W: Tensor) -> list[tuple[str, nn.Module, str]]:
+    """(parameter name, module, name there) of every place in a model where the parameter W stands."""
+    return [
+        (f"{prefix}.{key}" if prefix else key, module, key)
+        for prefix, module in model.named_modules()
+        for key, value in module.named_parameters(recurse=False)
+        if value is W
+    ]
+
+
+def _register(model: nn.Module, module: nn.Module, name: str, weight: DopedWeight, *, keep: bool) -> None:
+    """Put the parametrization on, wherever the weight stands; keep: S is the weight as it was, else what the structured
+    part leaves."""
     W = getattr(module, name)
     weight.to(W.device)
-    before = W.detach().clone()
+    others = [owner for owner in _owners(model, W) if owner[1] is not module]
+    S = W.detach().clone() if keep else weight.right_inverse(W.detach()).clone()
     weight.train(module.training)
     parametrize.register_parametrization(module, name, weight)
-    if keep:
-        with torch.no_grad():
-            original(module, name).copy_(before)
+    chains: Any = module.parametrizations
+    for _, other, key in others:
+        # registered a second time the parameter would lose the structured part twice: the chain itself is shared
+        parametrize.register_parametrization(other, key, weight)
+        parallel: Any = other.parametrizations
+        parallel[key] = chains[name]
+    with torch.no_grad():
+        original(module, name).copy_(S)
     if isinstance(module, nn.LSTM) and "_doping_hook" not in module.__dict__:
         module.__dict__["_doping_hook"] = module.register_forward_hook(_forget_weights)
 

@@ -43,7 +43,7 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
         raise CheckpointError(
             f"{folder}", "a model that its config describes", str(error), "Copy it again, whole."
         ) from error
-    absent = [name for name in missing if not _is_doped(name, set(found.structures))]
+    absent = [name for name in missing if not _is_doped(name, _doped_names(model))]
     if absent or unexpected:
         raise CheckpointError(
             f"{folder}",
@@ -69,7 +69,7 @@ def _planned(found: checkpoint.Checkpoint) -> tuple[dict[str, str], dict[str, in
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, Structure]]:
     """(dense parameters and buffers, doped weights) of a model, as `checkpoint.save` takes them."""
-    doped = {path for path, *_ in doped_weights(model)}
+    doped = _doped_names(model)
     tensors = {
         name: value.detach().cpu().numpy().copy()
         for name, value in model.state_dict().items()
@@ -77,6 +77,11 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, np.ndarray], dict[str, St
     }
     structures: dict[str, Any] = extract(model)
     return tensors, structures
+
+
+def _doped_names(model: nn.Module) -> set[str]:
+    """The parameter names of all doped weights, a tied one by each of its names."""
+    return {path for path, *_ in doped_weights(model, shared=True)}
 
 
 def _is_doped(name: str, doped: set[str]) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from tvm_doping._tvm import StringImm, definitions, op_name, rebuild, relax, replace_main
+from tvm_doping._tvm import StringImm, definitions, dps_call, op_name, rebuild, relax, replace_main, text_of
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.evaluate import is_fixed, origin
 from tvm_doping.passes.naming import bound, layer_name
@@ -27,7 +27,9 @@ class MatchEmbedding:
     def __call__(self, mod: Any) -> Any:
         main = mod["main"]
         values = definitions(main)
-        taken: Counter[str] = Counter()
+        calls = map(dps_call, values.values())
+        # an output layer without a bias, tied to this table, may have its name
+        taken = Counter(text_of(c[1][3]) for c in calls if c and c[0] == "doping.linear" and len(c[1]) > 3)
 
         def visit(var: Any, value: Any) -> list[Any] | None:
             if not _matches(value, values):

@@ -11,9 +11,12 @@ from tvm_doping._tvm import handle, relax
 
 
 def layer_name(names: Mapping[int, str], constants: list[Any], taken: Counter[str], default: str) -> str:
-    """The path of the module whose parameter is the first of the constants that has a name; counted, where it is taken."""
+    """The path of the module whose parameter is the last of the constants that has a name; counted, where it is taken.
+
+    The last: of a tied output layer that is its bias, where its weight has the name of the embedding.
+    """
     named = [names[handle(c.value)] for c in constants if handle(c.value) in names]
-    path = re.split(r"\.?(?:parametrizations\.|[^.]*$)", named[0])[0] if named else default
+    path = re.split(r"\.?(?:parametrizations\.|[^.]*$)", named[-1])[0] if named else default
     path = path or default
     taken[path] += 1
     return path if taken[path] == 1 else f"{path}.call{taken[path]}"
