@@ -26,6 +26,7 @@ from tvm_doping.frontend import Imported, Signature, import_model
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
+from tvm_doping.models.doping import doped_weights, original
 from tvm_doping.passes import REPORT, Context, pipeline, run_passes
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.targets import Target, missing_features, resolve
@@ -135,6 +136,7 @@ def lower(
         model = load_model(model)
     if isinstance(model, nn.Module | ExportedProgram):
         check_model(model)
+    repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
     imported = import_model(model, example, tolerance=tolerance)
     context = Context(target=machine, batch=batch, force=force, names=imported.names)
@@ -160,7 +162,7 @@ def lower(
         signature=imported.signature,
         target=machine,
         layers=layers,
-        compression=_compression(layers, weights),
+        compression=_compression(layers, weights, repeated),
         metrics=metrics,
         golden=golden,
         golden_error=error,
@@ -190,14 +192,34 @@ def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
     return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
 
 
-def _compression(layers: tuple[dict[str, Any], ...], weights: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Of the whole model: weights of no layer, such as an embedding, are stored as they were."""
+def _repeated(model: nn.Module) -> tuple[int, int]:
+    """(dense entries, parameters) of doped weights that several layers share, for each layer beyond the first."""
+    seen: set[nn.Module] = set()
+    dense = parameters = 0
+    for _, module, name, weight in doped_weights(model, shared=True):
+        if weight in seen:
+            dense += weight.mask.numel()
+            parameters += weight.structure(original(module, name)).parameters
+        seen.add(weight)
+    return dense, parameters
+
+
+def _compression(
+    layers: tuple[dict[str, Any], ...], weights: Mapping[str, np.ndarray], repeated: tuple[int, int]
+) -> dict[str, float]:
+    """Of the whole model: weights of no layer, such as an embedding, are stored as they were.
+
+    A dense model stores a tied weight once and learns it once; what is stored here, twice at times, counts as it is.
+    """
     total = {
         key: sum(layer[key] for layer in layers)
         for key in ("parameters", "dense_parameters", "bytes", "dense_bytes")
     }
     other = sum(array.nbytes for array in weights.values()) - total["bytes"]
     others = other // 4  # fp32
+    total["dense_parameters"] -= repeated[0]
+    total["dense_bytes"] -= 4 * repeated[0]
+    total["parameters"] -= repeated[1]
     return {
         "by_parameters": (total["dense_parameters"] + others) / max(1, total["parameters"] + others),
         "by_bytes": (total["dense_bytes"] + other) / max(1, total["bytes"] + other),

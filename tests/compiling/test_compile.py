@@ -138,7 +138,7 @@ def test_a_run_folder(tmp_path: Any) -> None:
 
 def test_a_tied_run_folder(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    sizes = {"vocab": 40, "embedding": 32, "hidden": 32, "layers": 1, "tied": True}
+    sizes: dict[str, Any] = {"vocab": 40, "embedding": 32, "hidden": 32, "layers": 1, "tied": True}
     model = dope(LanguageModel(**sizes), compression=4, modules="*")
     tensors, structures = models.model_tensors(model)
     assert "embedding.weight" in structures and "output.weight" not in structures
@@ -153,6 +153,12 @@ def test_a_tied_run_folder(tmp_path: Any) -> None:
     bundle = tvm_doping.compile(folder)
     assert [layer.name for layer in bundle.manifest.layers] == ["embedding", "lstm.l0", "output"]
     np.testing.assert_allclose(run(bundle, tokens()), wanted.numpy(), rtol=0, atol=1e-5)
+    table = structures["embedding.weight"]
+    layers, bias = bundle.manifest.layers, 40
+    assert bundle.manifest.compression is not None
+    assert bundle.manifest.compression.by_parameters == pytest.approx(
+        (40 * 32 + layers[1].dense_parameters + bias) / (table.parameters + layers[1].parameters + bias)
+    )
 
 
 def test_a_format_is_forced() -> None:
