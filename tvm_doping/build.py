@@ -27,8 +27,10 @@ from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
 from tvm_doping.models.doping import doped_weights, original
-from tvm_doping.passes import REPORT, Context, pipeline, run_passes
+from tvm_doping.passes import REPORT, Context, Pack, pipeline, run_passes
+from tvm_doping.rounding import Rounded, long_inputs, measure
 from tvm_doping.sparsity import FORMATS
+from tvm_doping.sparsity.values import PRECISIONS, Precision
 from tvm_doping.targets import Target, missing_features, resolve
 
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
@@ -64,6 +66,8 @@ class Compiled:
     metrics       what the run folder reported; {} for a bare model;
     golden        one run by PyTorch: "input.NAME", "state.NAME", "output.NAME", "new_state.NAME";
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
+    precision     how low stored values may go; precision_error: what it costs, by output and state. Unless it is exact,
+                  golden and golden_error are those of the model with its weights as they are stored.
     """
 
     executable: Library
@@ -75,6 +79,8 @@ class Compiled:
     metrics: dict[str, Any]
     golden: Arrays
     golden_error: float
+    precision: Precision
+    precision_error: dict[str, dict[str, float]]
     tolerance: float
     versions: dict[str, str]
 
@@ -86,6 +92,7 @@ def compile(
     example: Any = None,
     batch: int = 1,
     dump: str | os.PathLike[str] | None = None,
+    precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
     tolerance: float = 1e-5,
 ) -> Bundle:
@@ -95,14 +102,26 @@ def compile(
     example    inputs to trace the model with, a tuple; guessed from the model if left out;
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
     dump       a folder that gets the IR after each pass;
+    precision  how low the stored values of weights may go, "exact" (fp32), "fp16", "bf16" or "int8"; arithmetic is fp32
+               whatever is stored, and what it costs is measured and stands in the manifest (`precision_error`);
     force      {"format": name}: the sparse format of every weight that has an S; {"structure": "dense"}: weights as
                they are, no structure is looked for;
-    tolerance  largest difference from PyTorch, relative to max(1, largest output).
+    tolerance  largest difference from PyTorch, relative to max(1, largest output); of a precision other than exact, from
+               the model with its weights as they are stored.
 
     Raises UnsupportedModel for what cannot be imported, ScheduleError for a forced choice that no schedule
     accepts, DopingError where compiled code and PyTorch differ by more than the tolerance.
     """
-    compiled = lower(model, target, example=example, batch=batch, dump=dump, force=force, tolerance=tolerance)
+    compiled = lower(
+        model,
+        target,
+        example=example,
+        batch=batch,
+        dump=dump,
+        precision=precision,
+        force=force,
+        tolerance=tolerance,
+    )
     if not isinstance(model, str | os.PathLike):
         return Bundle.from_compiled(compiled, name=type(model).__name__)
     config = checkpoint.read_config(model)
@@ -121,6 +140,7 @@ def lower(
     example: Any = None,
     batch: int = 1,
     dump: str | os.PathLike[str] | None = None,
+    precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
     tolerance: float = 1e-5,
 ) -> Compiled:
@@ -129,6 +149,8 @@ def lower(
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
     if not 0 <= tolerance < math.inf:
         raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
+    if precision not in PRECISIONS:
+        raise InvalidInput("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one.")
     _check_force(force or {})
     metrics: dict[str, Any] = {}
     if isinstance(model, str | os.PathLike):
@@ -139,10 +161,23 @@ def lower(
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
     imported = import_model(model, example, tolerance=tolerance)
-    context = Context(target=machine, batch=batch, force=force, names=imported.names)
-    mod = run_passes(imported.mod, pipeline(context), dump)
+    context = Context(target=machine, batch=batch, precision=precision, force=force, names=imported.names)
+    packed: list[Any] = []
+    mod = run_passes(
+        imported.mod,
+        pipeline(context),
+        dump,
+        observe=lambda run, after: packed.append(after) if isinstance(run, Pack) else None,
+    )
     golden = _reference_run(imported, _golden_inputs(imported))
     runs = [golden, *_more_runs(imported, golden)]
+    precision_error: dict[str, dict[str, float]] = {}
+    if precision != "exact":
+        rounded = Rounded(packed[0], imported.signature, machine)
+        inputs = long_inputs(imported.signature, golden, _SEED)
+        exact = runs if inputs is None else [*runs, _reference_run(imported, inputs)]
+        runs = [rounded(run) for run in exact]
+        precision_error, golden = measure(exact, runs), runs[0]
     error = math.nan
     # main stays bytecode: a session reads from it which kernels a step calls, and calls them without the VM
     executable = relax.build(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
@@ -166,6 +201,8 @@ def lower(
         metrics=metrics,
         golden=golden,
         golden_error=error,
+        precision=precision,
+        precision_error=precision_error,
         tolerance=tolerance,
         versions={
             **{name: metadata.version(package) for name, package in _PACKAGES.items()},

@@ -129,6 +129,8 @@ class Bundle:
                 "no_stream": signature.no_stream,
                 "tolerance": compiled.tolerance,
                 "golden_error": _number(compiled.golden_error),
+                "precision": compiled.precision,
+                "precision_error": compiled.precision_error,
                 "versions": compiled.versions,
                 "weights": tuple(compiled.weights),
                 "layers": compiled.layers,

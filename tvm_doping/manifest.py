@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tvm_doping.sparsity.values import Precision
+
 FORMAT_VERSION: Literal[1] = 1
 
 Dtype = Literal[
@@ -54,6 +56,7 @@ class LayerReport(_Model):
     """One compiled layer, for `inspect`: what it is, how it is stored and computed, and why that was chosen.
 
     bytes, dense_bytes: weights as stored (indices and padding included), and in dense fp32;
+    values: how those of S and of dense matrices are stored; rounding: |rounded W - W| / |W| (Frobenius) that it cost;
     parameters, dense_parameters: values that training learned, and those of the dense layer.
     """
 
@@ -63,6 +66,8 @@ class LayerReport(_Model):
     shape: tuple[int, ...] = ()
     kernel: str = ""
     format: str = ""
+    values: str = "fp32"
+    rounding: float = 0.0
     reason: str = ""
     rejected: tuple[str, ...] = ()
     bytes: Size = 0
@@ -79,6 +84,16 @@ class Compression(_Model):
     by_bytes: float
 
 
+class RoundingError(_Model):
+    """What the precision costs: a result with rounded weights against PyTorch's with fp32 ones.
+
+    max_abs: the largest difference; relative: the norm of all differences over that of PyTorch's values.
+    """
+
+    max_abs: float
+    relative: float
+
+
 class FileRecord(_Model):
     """A file of the bundle: its size and the sha256 of its contents."""
 
@@ -93,8 +108,9 @@ class Manifest(_Model):
     time_axis    where "T" stands in the first input that has it, None for a model without time;
     streaming    whether steps in a row equal one run over them; no_stream says why not, "" where they do;
     tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
-    golden_error the largest |got - golden| when the bundle was made, against PyTorch; None if it could not be
-    run there;
+    golden_error the largest |got - golden| when the bundle was made, against PyTorch (with the rounded weights, where the
+    precision is not exact); None if it could not be run there;
+    precision    how low stored values may go; precision_error: what it costs, measured on sample inputs, by output and state;
     versions     package -> version at compile time; metrics: what the run folder reported, e.g. perplexities;
     tokens       language models: how text becomes input indices (text.split), else None;
     weights      names of the arrays in weights.safetensors, in main's order;
@@ -113,6 +129,8 @@ class Manifest(_Model):
     no_stream: str = ""
     tolerance: float
     golden_error: float | None
+    precision: Precision = "exact"
+    precision_error: dict[str, RoundingError] = {}
     versions: dict[str, str]
     weights: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()

@@ -95,9 +95,16 @@ def oracle(
 
 
 def check_lstm(
-    w: tuple[Any, Any], plan: LstmPlan, target: targets.Target, shapes: list[tuple[int, int]]
+    w: tuple[Any, Any],
+    plan: LstmPlan,
+    target: targets.Target,
+    shapes: list[tuple[int, int]],
+    stored: tuple[Any, Any] | None = None,
 ) -> None:
-    """Compiled = packed reference = float64 oracle, for every (T, N) with one compiled function."""
+    """Compiled = packed reference = float64 oracle, for every (T, N) with one compiled function.
+
+    stored: the weights of the oracle, where `plan` rounds w.
+    """
     rng = np.random.default_rng(7)
     bias = rng.standard_normal(4 * plan.hidden).astype("float32") * np.float32(0.3)
     arrays = lstm.pack(plan, *w, bias)
@@ -107,7 +114,11 @@ def check_lstm(
         h0, c0 = (rng.standard_normal((batch, plan.hidden)).astype("float32") for _ in range(2))
         got = run_lstm(function, plan, arrays, x, h0, c0)
         for name, a, b, true in zip(
-            "yhc", got, lstm.reference(plan, arrays, x, h0, c0), oracle(plan, w, bias, x, h0, c0), strict=True
+            "yhc",
+            got,
+            lstm.reference(plan, arrays, x, h0, c0),
+            oracle(plan, stored or w, bias, x, h0, c0),
+            strict=True,
         ):
             np.testing.assert_allclose(a, true, atol=3e-6, err_msg=f"{name}, T={steps}, N={batch}")
             np.testing.assert_allclose(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from tvm_doping.bundle import Bundle
+    from tvm_doping.sparsity.values import Precision
 
 __all__ = ["BASELINES", "Scope", "run", "table", "write"]
 
@@ -37,6 +38,7 @@ def run(
     bundle: str | Path | Bundle | None = None,
     target: str = "auto",
     batch: int = 1,
+    precision: Precision | None = None,
     steps: Sequence[int] = (1, 35),
     threads: int = 1,
     baselines: Sequence[str] = BASELINES,
@@ -49,6 +51,8 @@ def run(
 
     model     run folder, or module: one unidirectional nn.LSTM, or tvm_doping.models' LanguageModel;
     bundle    the whole model as compiled before; None compiles it now, as the LSTM layers alone always are;
+    precision how low stored weights may go where a bundle is compiled now; None: as in `bundle`, or exact. Another than exact
+              is compared with PyTorch, but not refused for its error;
     steps     the T of each call: 1 is streaming step by step, with the state fed back in every engine;
     threads   equal for all; the process is pinned to as many cores while it measures;
     seconds   of measuring, shared by all scopes and T; checks and compilation come on top;
@@ -65,6 +69,7 @@ def run(
         bundle=bundle,
         target=target,
         batch=batch,
+        precision=precision,
         steps=tuple(steps),
         threads=threads,
         baselines=tuple(baselines),

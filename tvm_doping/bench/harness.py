@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from tvm_doping.bench.measure import interleave, summarise
 from tvm_doping.bench.subject import Subject, outputs_alone, subject_of
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BenchError
+from tvm_doping.sparsity.values import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ def measure_model(
     bundle: str | Path | Bundle | None,
     target: str,
     batch: int,
+    precision: Precision | None,
     steps: tuple[int, ...],
     threads: int,
     baselines: tuple[str, ...],
@@ -53,6 +55,7 @@ def measure_model(
         scopes = ("lstm",)
     if bundle is not None and not isinstance(bundle, Bundle):
         bundle = Bundle.load(bundle)
+    precision = _agreed(precision, bundle)
     if bundle is not None and "model" in scopes:
         _check_bundle(bundle, subject)
     subjects = {"lstm": subject.lstm_only(), "model": subject}
@@ -60,7 +63,13 @@ def measure_model(
         "format_version": FORMAT_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": describe(),
-        "settings": {"batch": batch, "threads": threads, "seconds": seconds, "seed": seed},
+        "settings": {
+            "batch": batch,
+            "precision": precision,
+            "threads": threads,
+            "seconds": seconds,
+            "seed": seed,
+        },
         "model": {
             "name": name,
             "layers": [{"inputs": layer.inputs, "hidden": layer.hidden} for layer in subject.layers],
@@ -74,7 +83,14 @@ def measure_model(
         for scope in scopes:
             what = subjects[scope]
             compiled = _compiled(
-                bundle, module if scope == "model" else outputs_alone(lstm), scope, target, batch, name, echo
+                bundle,
+                module if scope == "model" else outputs_alone(lstm),
+                scope,
+                target,
+                batch,
+                precision,
+                name,
+                echo,
             )
             results["model"][scope] = _facts(compiled)
             engines: dict[str, Engine] = {DOPED: Doped(compiled)}
@@ -84,7 +100,7 @@ def measure_model(
             for t in steps:
                 echo(f"{scope}, T = {t}: checking against PyTorch, then timing")
                 share = seconds / (len(scopes) * len(steps))
-                cell = _cell(engines, what, t, batch, share, seed)
+                cell = _cell(engines, _precisions(engines, precision), what, t, batch, share, seed)
                 results["cells"].append({"scope": scope, "steps": t, "batch": batch, "engines": cell})
     results["machine"]["load_after"] = [round(value, 2) for value in os.getloadavg()]
     return results
@@ -115,13 +131,19 @@ def check(
 
 
 def check_baselines(
-    streams: dict[str, Stream], subject: Subject, steps: int, batch: int, seed: int = 0
+    streams: dict[str, Stream],
+    subject: Subject,
+    steps: int,
+    batch: int,
+    seed: int = 0,
+    precisions: dict[str, str] | None = None,
 ) -> dict[str, float | None]:
-    """`check` of every stream of a subject, by the names of ENGINES."""
+    """`check` of every stream of a subject; precisions by name, those of ENGINES if left out. All but fp32 are compared only."""
+    precisions = precisions or _precisions(streams, "exact")
     xs = subject.inputs(steps, batch, _CHECKED, seed)
     expected = _of_pytorch(subject, xs)
     return {
-        name: check(name, stream, xs, expected, exact=_precision(name) == "fp32")
+        name: check(name, stream, xs, expected, exact=precisions[name] == "fp32")
         for name, stream in streams.items()
     }
 
@@ -133,17 +155,23 @@ def _disagrees(name: str, needs: str, got: str) -> BenchError:
 
 
 def _cell(
-    engines: dict[str, Engine], subject: Subject, steps: int, batch: int, seconds: float, seed: int
+    engines: dict[str, Engine],
+    precisions: dict[str, str],
+    subject: Subject,
+    steps: int,
+    batch: int,
+    seconds: float,
+    seed: int,
 ) -> list[dict[str, Any]]:
     streams = {name: engine.open(steps, batch) for name, engine in engines.items()}
     xs = subject.inputs(steps, batch, _CHECKED, seed)
-    errors = check_baselines(streams, subject, steps, batch, seed)
+    errors = check_baselines(streams, subject, steps, batch, seed, precisions)
     calls = {name: _fixed(stream.call, xs[0]) for name, stream in streams.items()}
     samples = interleave(calls, seconds=seconds, seed=seed)
     return [
         {
             "name": name,
-            "precision": _precision(name),
+            "precision": precisions[name],
             "note": streams[name].note,
             "error": errors[name],
             "us": summarise(samples[name]),
@@ -157,8 +185,23 @@ def _fixed(call: Callable[[np.ndarray], object], x: np.ndarray) -> Callable[[], 
     return lambda: call(x)
 
 
-def _precision(name: str) -> str:
-    return ENGINES[name][1] if name in ENGINES else "fp32"
+def _precisions(engines: Iterable[str], ours: str) -> dict[str, str]:
+    """Of each engine: "fp32", which has to agree with PyTorch, or what its weights are stored in."""
+    own = "fp32" if ours == "exact" else ours
+    return {name: ENGINES[name][1] if name in ENGINES else own for name in engines}
+
+
+def _agreed(precision: Precision | None, bundle: Bundle | None) -> Precision:
+    """The precision to compile with: as asked for, else the bundle's; BenchError where they differ."""
+    if precision is not None and precision not in PRECISIONS:
+        raise BenchError("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one.")
+    if bundle is None:
+        return precision or "exact"
+    if precision not in (None, bundle.manifest.precision):
+        raise BenchError(
+            "precision", f"that of the bundle, {bundle.manifest.precision}", repr(precision), "Leave it out."
+        )
+    return bundle.manifest.precision
 
 
 def _of_pytorch(subject: Subject, xs: list[np.ndarray]) -> list[np.ndarray]:
@@ -198,6 +241,7 @@ def _compiled(
     scope: str,
     target: str,
     batch: int,
+    precision: Precision,
     name: str,
     echo: Callable[[str], None],
 ) -> Bundle:
@@ -206,7 +250,7 @@ def _compiled(
     from tvm_doping.build import compile
 
     echo(f"{scope}: compiling {name} for {target}")
-    return compile(module, target=target, batch=batch)
+    return compile(module, target=target, batch=batch, precision=precision)
 
 
 def _check_bundle(bundle: Bundle, subject: Subject) -> None:

@@ -51,6 +51,14 @@ def bench(
         str, typer.Option(metavar="NAME", help="Machine to compile for, where no bundle is given.")
     ] = "auto",
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Streams side by side.")] = 1,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How low stored weights may go: exact, fp16, bf16 or int8.  [default: the bundle's, or exact]",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads, the same for every engine.")] = 1,
     seconds: Annotated[
         float,
@@ -85,6 +93,7 @@ def bench(
         bundle=bundle,
         target=target,
         batch=batch,
+        precision=precision,  # type: ignore[arg-type]
         steps=tuple(steps or (1, 35)),
         threads=threads,
         baselines=tuple(baseline or harness.BASELINES),

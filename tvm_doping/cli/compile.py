@@ -39,6 +39,13 @@ def compile(
     dump: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write the IR into after each pass.")
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How low stored weights may go: exact (fp32), fp16, bf16 or int8; what it costs is measured.",
+        ),
+    ] = "exact",
     force: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,6 +83,7 @@ def compile(
         machine,
         batch=batch,
         dump=dump,
+        precision=precision,  # type: ignore[arg-type]
         force=forced or None,
         tolerance=tolerance,
     )

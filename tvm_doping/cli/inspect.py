@@ -86,7 +86,9 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
             layer.name,
             layer.structure,
             shape(layer.shape),
-            layer.format,
+            layer.format
+            if layer.values == "fp32"
+            else f"{layer.format} in {layer.values}, {layer.rounding:.1e} off",
             f"{layer.parameters:,}",
             ratio(layer.dense_parameters, layer.parameters),
             size(layer.bytes),
@@ -119,7 +121,12 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
     )
     stored.add_row("size", code)
     error = "not run when compiled" if manifest.golden_error is None else f"{manifest.golden_error:.2g}"
-    stored.add_row("error against PyTorch", f"{error} (tolerance {manifest.tolerance:.2g})")
+    against = "PyTorch" if manifest.precision == "exact" else "the weights as stored"
+    stored.add_row(f"error against {against}", f"{error} (tolerance {manifest.tolerance:.2g})")
+    for name, cost in manifest.precision_error.items():
+        group, _, short = name.partition(".")
+        what = f"cost of {manifest.precision}, {group.replace('_', ' ')} {short}"
+        stored.add_row(what, f"{cost.max_abs:.2g} at most, {cost.relative:.2g} relative, against PyTorch")
     reason = f", as {manifest.no_stream}" if manifest.no_stream else ""
     stored.add_row("step by step", "yes" if manifest.streaming else f"no{reason}")
     missing = missing_features(manifest.target.features)

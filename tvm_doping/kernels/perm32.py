@@ -6,13 +6,16 @@ the values of a slot are stored without padding, and `vexpandps` puts them into 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
+from tvm_doping.kernels import primitives
 from tvm_doping.kernels.emit import Buffer, Expr, Registers, address, load, splat, store, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.kernels.values import Rows, scaled, widen
 from tvm_doping.sparsity.formats.perm import STEP
 
 _FULL = 16
@@ -29,34 +32,44 @@ def stream(product: Product, scope: Scope) -> None:
             window = address(slots.windows[at])
             low, high = (load(overlapping, (window + part) * _COPIES, _FULL) for part in (0, _FULL))
             indices = tirx.Cast("int32x16", slots.indices[at, T.Ramp(0, 1, _FULL)])
-            acc.fma(u, weights, T.call_llvm_pure_intrin("float32x16", _LOOK_UP, low, indices, high))
+            x = primitives.look_up(low, high, indices, portable=scope.config.portable)
+            acc.fma(u, weights, x)
 
         slots.walk(g, slot)
+        total = scaled(acc.total(), slots.scales, g, _FULL)
         if product.params["grouped"]:
-            scatter_rows(scope, slots.rows, g, [(acc.total(), _FULL)])
+            scatter_rows(scope, slots.rows, g, [(total, _FULL)])
         else:
-            scope.accumulate(g * _FULL, acc.total())
+            scope.accumulate(g * _FULL, total)
 
 
 def tile(product: Product, scope: Scope) -> None:
     """A tile of streams: the lanes of a slot are 16 rows with a column each. Padding costs here as much as a nonzero."""
     slots = _Slots(product, scope)
+    stored = Rows(slots.values, _FULL, scope.lanes)
     expanded = T.alloc_buffer((_FULL,), "float32")
     with T.serial(0, slots.groups) as g:
 
         def rows(lanes: range, fma: Fma, g: Expr = g) -> None:
-            def slot(at: Expr, weights: Expr, u: int) -> None:
-                if slots.expand:
-                    store(expanded, 0, weights, _FULL)
+            def slot(at: Expr, weight: Callable[[int], Expr]) -> None:
                 window = address(slots.windows[at])
                 columns = unpacked(slots.indices, lanes.start, len(lanes), at)
                 for lane, column in zip(lanes, columns, strict=True):
-                    weight = expanded[lane] if slots.expand else slots.values[at, lane]
-                    fma(lane, weight, window + column)
+                    fma(lane, weight(lane), window + column)
 
-            slots.walk(g, slot)
+            def expand(at: Expr, weights: Expr, u: int) -> None:
+                store(expanded, 0, weights, _FULL)
+                slot(at, lambda lane: expanded[lane])
 
-        add_rows(scope, _FULL, rows, row_of(slots.rows, g * _FULL))
+            if slots.expand:
+                slots.walk(g, expand)
+            elif stored.narrow:
+                first = address(slots.slot_ptr[g])
+                stored.each(first, address(slots.slot_ptr[g + 1]) - first, lanes, slot)
+            else:
+                slots.walk(g, lambda at, _, u: slot(at, lambda lane: slots.values[at, lane]))
+
+        add_rows(scope, _FULL, rows, row_of(slots.rows, g * _FULL), slots.scales, g)
 
 
 def _overlapping(columns: int, scope: Scope) -> Buffer:
@@ -69,7 +82,6 @@ def _overlapping(columns: int, scope: Scope) -> Buffer:
 
 
 _COPIES = _FULL // STEP
-_LOOK_UP = "llvm.x86.avx512.vpermi2var.ps.512"
 
 
 class _Slots:
@@ -83,12 +95,14 @@ class _Slots:
         self.expand = "masks" in arrays
         self.masks: Buffer = arrays.get("masks")
         self.value_ptr: Buffer = arrays.get("value_ptr")
+        self.scales: Buffer | None = arrays.get("scales")
+        self.portable = scope.config.portable
         self.multiple = product.params["multiple"]
         self.word = f"uint{16 * self.multiple}"
         self.groups = int(self.slot_ptr.shape[0]) - 1
         # Opaque, so that LLVM keeps it: `vexpandps` that zeroes the other lanes waits on AMD for whatever its destination held
         # before (4.7 cycles instead of 1); one that merges into a copy of this register waits for nothing.
-        self.zero = T.bind(_fence(splat(0.0, _FULL))) if self.expand else None
+        self.zero = T.bind(self._opaque(splat(0.0, _FULL))) if self.expand else None
 
     def walk(self, g: Expr, slot: Any) -> None:
         """slot(slot, its weights, its number below `multiple`) for each slot of group g."""
@@ -101,7 +115,7 @@ class _Slots:
                 weights = (
                     self._expanded(values, word, u)
                     if self.expand
-                    else self.values[start + u, T.Ramp(0, 1, _FULL)]
+                    else widen(self.values[start + u, T.Ramp(0, 1, _FULL)])
                 )
                 slot(start + u, weights, u)
 
@@ -115,18 +129,9 @@ class _Slots:
         """Slot u's values, which follow those of the slots below it in the word: put into the lanes of its mask, 0 elsewhere."""
         before = tirx.popcount(word & tirx.const((1 << 16 * u) - 1, self.word)) if u else 0
         mask = T.bind(tirx.Cast("uint16", word >> tirx.const(16 * u, self.word)))
-        # TensorIR has no 16-bit mask type; LLVM recognises the comparison of each lane's bit as a move to a mask register.
         # The fence keeps the load apart: `vexpandps` from memory is microcoded on AMD.
-        bits = T.Shuffle([tirx.const(1 << lane, "uint16") for lane in range(_FULL)], list(range(_FULL)))
-        chosen = (T.broadcast(mask, _FULL) & bits) != T.broadcast(tirx.const(0, "uint16"), _FULL)
-        packed = _fence(load(self.values, first + tirx.Cast("int64", before) if u else first, _FULL))
-        return T.bind(
-            T.call_llvm_pure_intrin(
-                "float32x16", "llvm.x86.avx512.mask.expand.v16f32", packed, self.zero, chosen
-            )
-        )
+        packed = widen(load(self.values, first + tirx.Cast("int64", before) if u else first, _FULL))
+        return primitives.expand(self._opaque(packed), mask, self.zero, portable=self.portable)
 
-
-def _fence(vector: Any) -> Any:
-    """The same vector, through which LLVM does not look."""
-    return T.call_llvm_pure_intrin("float32x16", "llvm.arithmetic.fence.v16f32", vector)
+    def _opaque(self, vector: Expr) -> Expr:
+        return primitives.opaque(vector, portable=self.portable)

@@ -10,6 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from tvm_doping.sparsity.values import ValueType
+
 Order = Literal["left", "right"]
 
 
@@ -24,6 +26,7 @@ class Config:
     steps       time steps of one stream whose input projection W_ih x runs as a tile, ahead of the recurrence (a multiple of
                 `lanes`; 0: each step projects its own input); bounds the memory, whatever T is.
     steps_from  a remainder of at least so many steps is worth a padded tile.
+    portable    emulate the AVX-512 instructions of the look-up formats: slow, for tests on CPUs without them.
     """
 
     lanes: int
@@ -32,6 +35,7 @@ class Config:
     tile_from: int = 0
     steps: int = 0
     steps_from: int = 0
+    portable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +58,14 @@ class Product:
     """y += (structured part) z + S z.
 
     sparse  the format of S and its packing parameters; None where S is empty. nnz: the nonzeros of S.
+    values  how the values of S and of dense matrices (W, U, V, D) are stored; the factors of a Kronecker product stay fp32.
     """
 
     part: Part
     sparse: str | None = None
     nnz: int = 0
     params: dict[str, int] = field(default_factory=dict)
+    values: ValueType = "fp32"
 
     @property
     def rows(self) -> int:

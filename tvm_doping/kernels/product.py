@@ -21,9 +21,9 @@ def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> 
     """The arrays of a product, named with `prefix`: the structured part's own, and those of S behind "S."."""
     arrays: dict[str, np.ndarray] = {}
     if product.part.kind != "zero":
-        arrays |= _ROOM[product.part.kind].pack(base_of(structure), config)
+        arrays |= _ROOM[product.part.kind].pack(base_of(structure), config, product.values)
     if product.sparse is not None:
-        packed = sparsity.FORMATS[product.sparse].pack(structure.S, **product.params)
+        packed = sparsity.pack(product.sparse, structure.S, values=product.values, **product.params)
         arrays |= {"S." + name: array for name, array in packed.arrays.items()}
     return {prefix + name: array for name, array in arrays.items()}
 
@@ -65,7 +65,7 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
     part = product.part
     whole = np.zeros(part.shape, "float32")
     if part.kind != "zero":
-        whole += _ROOM[part.kind].to_dense(part, arrays)
+        whole += _ROOM[part.kind].to_dense(part, arrays, product.values)
     if product.sparse is not None:
         packed = sparsity.Packed(
             format=product.sparse,
@@ -73,6 +73,7 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
             nnz=product.nnz,
             arrays=select(arrays, "S."),
             params=dict(product.params),
+            values=product.values,
         )
         whole += sparsity.FORMATS[product.sparse].unpack(packed).toarray()
     return whole

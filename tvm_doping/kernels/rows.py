@@ -6,16 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm_doping._tvm import T
-from tvm_doping.kernels.emit import Expr, Registers, splat, store
+from tvm_doping.kernels.emit import Buffer, Expr, Registers, splat, store
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.kernels.values import scaled
 
 Fma = Callable[[int, Expr, Expr], None]  # (lane, weight, column): row of lane += weight * z[column]
 
 
 def add_rows(
-    scope: Scope, count: int, walk: Callable[[range, Fma], None], row: Callable[[int], Expr]
+    scope: Scope,
+    count: int,
+    walk: Callable[[range, Fma], None],
+    row: Callable[[int], Expr],
+    scales: Buffer | None = None,
+    run: Expr = 0,
 ) -> None:
-    """y[row(lane)] += the sum of what walk() hands to fma() for that lane, for a tile of streams.
+    """y[row(lane)] += the sum of what walk() hands to fma() for that lane, for a tile of streams; times scales[run] if given.
 
     The accumulators of as many rows as fit the register file are summed together; walk() runs again for the others.
     """
@@ -34,7 +40,8 @@ def add_rows(
         for lane in range(start, start + together):
             at = T.bind(row(lane))
             for v in range(vectors):
-                scope.accumulate(at, acc[(lane - start) * vectors + v], v)
+                total = scaled(acc[(lane - start) * vectors + v], scales, run, scope.lanes)
+                scope.accumulate(at, total, v)
 
 
 def row_of(rows: Any, first: Expr) -> Callable[[int], Expr]:

@@ -11,10 +11,11 @@ from typing import Any
 
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import perm32
-from tvm_doping.kernels.emit import Expr, Registers, add, address, load, splat, unpacked
+from tvm_doping.kernels.emit import Buffer, Expr, Registers, add, address, load, splat, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.kernels.values import Rows, scaled, widen
 
 
 def emit(product: Product, scope: Scope) -> None:
@@ -34,8 +35,9 @@ def _csr_stream(product: Product, scope: Scope) -> None:
         with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
             for u in range(unroll):
                 at = first + k * unroll + u
-                acc.fma(u, values[at], scope.z[tirx.Cast("int64", indices[at])])
-        T.buffer_store(scope.y, scope.y[r] + acc.total(), [r])
+                acc.fma(u, widen(values[at]), scope.z[tirx.Cast("int64", indices[at])])
+        total = scaled(acc.total(), _scales(scope), r, 1)
+        T.buffer_store(scope.y, scope.y[r] + total, [r])
 
 
 def _csr_tile(product: Product, scope: Scope) -> None:
@@ -48,11 +50,12 @@ def _csr_tile(product: Product, scope: Scope) -> None:
         with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
             at = first + k * unroll
             for u, column in enumerate(unpacked(indices, at, unroll)):
-                weight = splat(values[at + u], scope.lanes)
+                weight = splat(widen(values[at + u]), scope.lanes)
                 for v in range(vectors):
                     acc.fma(v * unroll + u, weight, scope.input(column, v))
         for v in range(vectors):
-            scope.accumulate(r, acc.total(range(v * unroll, (v + 1) * unroll)), v)
+            total = acc.total(range(v * unroll, (v + 1) * unroll))
+            scope.accumulate(r, scaled(total, _scales(scope), r, scope.lanes), v)
 
 
 def _sell16_stream(product: Product, scope: Scope) -> None:
@@ -67,23 +70,27 @@ def _sell16_stream(product: Product, scope: Scope) -> None:
         with T.serial(0, address(group_ptr[g + 1]) - first) as k:
             for q in range(4):
                 gathered = [scope.z[column] for column in unpacked(indices, 4 * q, 4, first + k)]
-                acc.fma(q, load(values, 4 * q, 4, first + k), T.Shuffle(gathered, [0, 1, 2, 3]))
-        scatter_rows(scope, rows, g, [(acc[q], 4) for q in range(4)])
+                weights = widen(load(values, 4 * q, 4, first + k))
+                acc.fma(q, weights, T.Shuffle(gathered, [0, 1, 2, 3]))
+        scatter_rows(scope, rows, g, [(scaled(acc[q], _scales(scope), g, 4), 4) for q in range(4)])
 
 
 def _sell16_tile(product: Product, scope: Scope) -> None:
     """16 accumulators, one a row: an FMA a slot's lane and vector of streams."""
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
+    stored = Rows(values, 16, scope.lanes)
     with T.serial(0, int(group_ptr.shape[0]) - 1) as g:
         first = address(group_ptr[g])
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
-            with T.serial(0, address(group_ptr[g + 1]) - first) as k:
-                columns = unpacked(indices, lanes.start, len(lanes), first + k)
+            def slot(at: Expr, weight: Callable[[int], Expr]) -> None:
+                columns = unpacked(indices, lanes.start, len(lanes), at)
                 for lane, column in zip(lanes, columns, strict=True):
-                    fma(lane, values[first + k, lane], column)
+                    fma(lane, weight(lane), column)
 
-        add_rows(scope, 16, walk, row_of(rows, g * 16))
+            stored.each(first, address(group_ptr[g + 1]) - first, lanes, slot)
+
+        add_rows(scope, 16, walk, row_of(rows, g * 16), _scales(scope), g)
 
 
 def _block_stream(product: Product, scope: Scope) -> None:
@@ -102,7 +109,7 @@ def _block_stream(product: Product, scope: Scope) -> None:
             x = T.bind(splat(scope.z[tirx.Cast("int64", columns[at])], lanes))
             for p in range(parts):
                 weights = values[at, T.Ramp(p * lanes, 1, lanes)] if lanes > 1 else values[at, p]
-                acc.fma(p * unroll + u, weights, x)
+                acc.fma(p * unroll + u, widen(weights), x)
 
         with T.serial(0, count // unroll) as k:
             for u in range(unroll):
@@ -111,27 +118,35 @@ def _block_stream(product: Product, scope: Scope) -> None:
             with T.serial(0, count % unroll) as k:
                 one(first + count // unroll * unroll + k, 0)
         for p in range(parts):
-            add(scope.y, g * b + p * lanes, acc.total(range(p * unroll, (p + 1) * unroll)), lanes)
+            total = acc.total(range(p * unroll, (p + 1) * unroll))
+            add(scope.y, g * b + p * lanes, scaled(total, _scales(scope), g, lanes), lanes)
 
 
 def _block_tile(product: Product, scope: Scope) -> None:
     """One vector of streams serves all rows of a block."""
     block_ptr, columns, values = _arrays(scope, "block_ptr", "columns", "values")
     b = int(values.shape[1])
+    stored = Rows(values, b, scope.lanes)
     with T.serial(0, int(block_ptr.shape[0]) - 1) as g:
         first = address(block_ptr[g])
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
-            with T.serial(0, address(block_ptr[g + 1]) - first) as k:
-                column = address(columns[first + k])
+            def block(at: Expr, weight: Callable[[int], Expr]) -> None:
+                column = address(columns[at])
                 for lane in lanes:
-                    fma(lane, values[first + k, lane], column)
+                    fma(lane, weight(lane), column)
 
-        add_rows(scope, b, walk, row_of(None, g * b))
+            stored.each(first, address(block_ptr[g + 1]) - first, lanes, block)
+
+        add_rows(scope, b, walk, row_of(None, g * b), _scales(scope), g)
 
 
 def _arrays(scope: Scope, *names: str) -> list[Any]:
     return [scope.arrays["S." + name] for name in names]
+
+
+def _scales(scope: Scope) -> Buffer | None:
+    return scope.arrays.get("S.scales")
 
 
 Emitter = Callable[[Product, Scope], None]

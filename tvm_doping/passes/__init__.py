@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm_doping.passes import reference  # registers the NumPy implementations of doping.*
 from tvm_doping.passes.context import Context, Pass
 from tvm_doping.passes.fuse import REPORT
+from tvm_doping.passes.pack import Pack
 from tvm_doping.passes.pipeline import pipeline, run_passes
 
-__all__ = ["REPORT", "Context", "Pass", "pipeline", "reference", "run_passes"]
+__all__ = ["REPORT", "Context", "Pack", "Pass", "pipeline", "reference", "run_passes"]

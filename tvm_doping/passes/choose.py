@@ -52,13 +52,25 @@ class Choose:
         c = self.context
         w_ih, w_hh = (weight(args[i], values) for i in (3, 4))
         plan = choose_lstm(
-            w_ih, w_hh, reverse=bool(int(args[7])), target=c.target, batch=c.batch, force=_dict(c.force)
+            w_ih,
+            w_hh,
+            reverse=bool(int(args[7])),
+            target=c.target,
+            batch=c.batch,
+            precision=c.precision,
+            force=_dict(c.force),
         )
         return plan.to_json()
 
     def _linear(self, args: list[Any], values: dict[Any, Any]) -> str:
         c = self.context
-        plan = choose_linear(weight(args[1], values), target=c.target, batch=c.batch, force=_dict(c.force))
+        plan = choose_linear(
+            weight(args[1], values),
+            target=c.target,
+            batch=c.batch,
+            precision=c.precision,
+            force=_dict(c.force),
+        )
         return plan.to_json()
 
     def _embedding(self, args: list[Any], values: dict[Any, Any]) -> str:

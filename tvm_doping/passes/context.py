@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target
 
 Pass = Callable[[Any], Any]
@@ -13,7 +14,8 @@ Pass = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """target, batch (streams to be fast for) and force (choices of the schedules that a user forced);
+    """target, batch (streams to be fast for), precision (how low stored values may go) and force (choices of the schedules
+    that a user forced);
 
     names    handle of a constant's tensor -> the name of the parameter it came from;
     weights  filled by LiftWeights: name -> TVM tensor, in the order of main's last parameter.
@@ -21,6 +23,7 @@ class Context:
 
     target: Target
     batch: int = 1
+    precision: Precision = "exact"
     force: Mapping[str, Any] | None = None
     names: dict[int, str] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)

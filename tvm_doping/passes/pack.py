@@ -20,6 +20,8 @@ from tvm_doping._tvm import (
     text_of,
 )
 from tvm_doping.kernels import EmbeddingPlan, LinearPlan, LstmPlan, embedding, linear, lstm
+from tvm_doping.kernels.plan import Product
+from tvm_doping.kernels.product import select, to_dense
 from tvm_doping.passes.choose import weight
 from tvm_doping.passes.context import Context
 from tvm_doping.structures import Doped, Structure
@@ -65,24 +67,22 @@ def _lstm(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], dict
     b_ih, b_hh = (_array(args[i]) for i in (5, 6))
     arrays = lstm.pack(plan, w_ih, w_hh, b_ih + b_hh)
     bias = b_ih.size + b_hh.size if b_ih.any() or b_hh.any() else 0
-    formats = [plan.input.sparse, plan.recurrent.sparse]
-    return _layer(text_of(args[8]), "lstm", plan, [w_ih, w_hh], arrays, bias, formats)
+    products = [(plan.input, w_ih, "ih."), (plan.recurrent, w_hh, "hh.")]
+    return _layer(text_of(args[8]), "lstm", plan, products, arrays, bias)
 
 
 def _linear(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     plan = LinearPlan.from_json(text_of(args[4]))
     w, b = weight(args[1], values), _array(args[2])
     arrays = linear.pack(plan, w, b)
-    return _layer(
-        text_of(args[3]), "linear", plan, [w], arrays, b.size if b.any() else 0, [plan.product.sparse]
-    )
+    return _layer(text_of(args[3]), "linear", plan, [(plan.product, w, "")], arrays, b.size if b.any() else 0)
 
 
 def _embedding(args: list[Any], values: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     plan = EmbeddingPlan.from_json(text_of(args[3]))
     w = weight(args[1], values)
     arrays = embedding.pack(plan, w)
-    return _layer(text_of(args[2]), "embedding", plan, [w], arrays, 0, [plan.product.sparse])
+    return _layer(text_of(args[2]), "embedding", plan, [(plan.product, w, "")], arrays, 0)
 
 
 _LAYERS = {"doping.lstm": _lstm, "doping.linear": _linear, "doping.embedding": _embedding}
@@ -92,11 +92,11 @@ def _layer(
     name: str,
     operation: str,
     plan: LstmPlan | LinearPlan | EmbeddingPlan,
-    weights: list[Structure],
+    products: list[tuple[Product, Structure, str]],
     arrays: dict[str, np.ndarray],
     bias: int,
-    formats: list[str | None],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    weights = [structure for _, structure, _ in products]
     dense = sum(m * n for m, n in (w.shape for w in weights))
     report = {
         "name": name,
@@ -104,7 +104,9 @@ def _layer(
         "structure": "; ".join(describe(w) for w in weights),
         "shape": [size for w in weights for size in w.shape],
         "kernel": operation,
-        "format": ", ".join(dict.fromkeys(f or "none" for f in formats)),
+        "format": ", ".join(dict.fromkeys(p.sparse or "none" for p, _, _ in products)),
+        "values": ", ".join(dict.fromkeys(p.values for p, _, _ in products)),
+        "rounding": _rounding(products, arrays),
         "reason": plan.reason,
         "rejected": list(plan.rejected),
         "parameters": sum(w.parameters for w in weights) + bias,
@@ -114,6 +116,18 @@ def _layer(
         "plan": json.loads(plan.to_json()),
     }
     return {"plan": report["plan"], "arrays": list(arrays), "report": report}, arrays
+
+
+def _rounding(products: list[tuple[Product, Structure, str]], arrays: dict[str, np.ndarray]) -> float:
+    """|rounded - W| / |W| over all weights of a layer, Frobenius norms; 0 where all values are fp32."""
+    if all(product.values == "fp32" for product, _, _ in products):
+        return 0.0
+    off = whole = 0.0
+    for product, structure, prefix in products:
+        dense = structure.to_dense().astype("float64")
+        off += float(np.square(to_dense(product, select(arrays, prefix)) - dense).sum())
+        whole += float(np.square(dense).sum())
+    return float(np.sqrt(off / whole)) if whole else 0.0
 
 
 def describe(weight: Structure) -> str:

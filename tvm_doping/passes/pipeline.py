@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,20 @@ def pipeline(context: Context) -> list[Pass]:
     ]
 
 
-def run_passes(mod: Any, passes: Sequence[Pass], dump: str | os.PathLike[str] | None = None) -> Any:
-    """The module after all passes; dump: a folder for the IR, one NN_name.py before the first and after each."""
+def run_passes(
+    mod: Any,
+    passes: Sequence[Pass],
+    dump: str | os.PathLike[str] | None = None,
+    observe: Callable[[Pass, Any], None] = lambda run, mod: None,
+) -> Any:
+    """The module after all passes; dump: a folder for the IR, one NN_name.py before the first and after each.
+
+    observe(run, mod) is called with each pass and the module after it.
+    """
     _write(dump, 0, "Import", mod)
     for number, run in enumerate(passes, 1):
         mod = run(mod)
+        observe(run, mod)
         _write(dump, number, type(run).__name__, mod)
     return mod
 

@@ -14,6 +14,7 @@ from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Product
 from tvm_doping.schedules import fallback, x86
 from tvm_doping.schedules.embedding import choose_embedding
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
+from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target
 
 __all__ = [
@@ -37,13 +38,16 @@ def choose_lstm(
     reverse: bool,
     target: Target,
     batch: int = 1,
+    precision: Precision = "exact",
     force: dict[str, Any] | None = None,
 ) -> LstmPlan:
     """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format.
 
+    precision: how low the stored values may go.
+
     ScheduleError if every schedule declines what was forced: it lists their reasons.
     """
-    layers = [layer_of(structure, batch) for structure in (w_ih, w_hh)]
+    layers = [layer_of(structure, batch, precision) for structure in (w_ih, w_hh)]
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
     # One width for both. Streams and steps run as tiles from the number on at which both products together are faster so.
     config = replace(
@@ -64,10 +68,15 @@ def choose_lstm(
 
 
 def choose_linear(
-    w: Any, *, target: Target, batch: int = 1, force: dict[str, Any] | None = None
+    w: Any,
+    *,
+    target: Target,
+    batch: int = 1,
+    precision: Precision = "exact",
+    force: dict[str, Any] | None = None,
 ) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
-    layer = layer_of(w, batch)
+    layer = layer_of(w, batch, precision)
     chosen, rejected = _choose(layer, target, force)
     return LinearPlan(
         inputs=layer.columns,
@@ -79,11 +88,11 @@ def choose_linear(
     )
 
 
-def layer_of(structure: Any, batch: int = 1) -> Layer:
+def layer_of(structure: Any, batch: int = 1, precision: Precision = "exact") -> Layer:
     """The product of a weight, as schedules see it."""
     part = product.part_of(structure)
     s = structure.S if structure.kind == "doped" else sp.csr_array(part.shape, dtype="float32")
-    return Layer(part=part, sparse=s, batch=batch)
+    return Layer(part=part, sparse=s, batch=batch, precision=precision)
 
 
 def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple[Candidate, tuple[str, ...]]:
@@ -106,5 +115,9 @@ def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple
 
 def _product(layer: Layer, chosen: Candidate) -> Product:
     return Product(
-        part=layer.part, sparse=chosen.format, nnz=int(layer.sparse.nnz), params=dict(chosen.params)
+        part=layer.part,
+        sparse=chosen.format,
+        nnz=int(layer.sparse.nnz),
+        params=dict(chosen.params),
+        values=chosen.values,
     )

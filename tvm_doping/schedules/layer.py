@@ -9,18 +9,21 @@ from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.sparsity.formats.perm import count_slots
+from tvm_doping.sparsity.values import Precision, ValueType
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One product to schedule: the structured part and S (m, n) of a weight.
 
-    batch  the number of streams to be fast for; every number of streams works.
+    batch      the number of streams to be fast for; every number of streams works.
+    precision  how low stored values may go: a schedule may keep them in fp32 where narrow ones would be slower.
     """
 
     part: Part
     sparse: sp.csr_array
     batch: int = 1
+    precision: Precision = "exact"
 
     @property
     def rows(self) -> int:
@@ -40,6 +43,7 @@ class Layer:
 class Candidate:
     """One way to run a product.
 
+    values  how the values of S and of dense matrices are stored.
     cycles  what S is predicted to take for one stream; tile_cycles: for a tile of one stream a lane. bytes: what S takes.
     """
 
@@ -50,6 +54,7 @@ class Candidate:
     tile_cycles: float
     bytes: float
     reason: str
+    values: ValueType = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

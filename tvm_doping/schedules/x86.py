@@ -8,13 +8,14 @@ Zen 4 and Zen 5 servers; only their ratios matter to the choice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config
 from tvm_doping.schedules.layer import Candidate, Declined, Layer
+from tvm_doping.sparsity.values import VALUE_BYTES, ValueType
 from tvm_doping.targets import Target
 
 # Bytes a cycle that one core reads from its L2, its L3, and memory (Zen 5 at 4 GHz: 250, 100 and 36 GB/s).
@@ -27,16 +28,20 @@ _TILE_FMA, _TILE_FMA_L2, _SHARE_OF_L1 = 1.1, 1.5, 0.7
 _MOST_BYTES = 2.5
 # Of formats this close to the fastest, the smallest is chosen: the prediction is no better than that.
 _CLOSE = 1.1
+# Cycles to widen a vector of narrow values: a conversion that takes its operand from memory, beside which little else changes;
+# a scalar of CSR, which has to go through a vector register. Of a tile's FMA, where values are widened into a buffer.
+_WIDEN, _WIDEN_ONE, _WIDEN_TERM = 0.1, 0.1, 1.15
 # A cache is shared by the products of a model, four for a two-layer LSTM, and by what runs beside it.
 _SHARE = 0.12
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Cost:
-    """cycles: of one stream; terms: values stored, padding included (each is an FMA of a tile); bytes; why."""
+    """cycles: of one stream; terms: FMAs of a tile; stored: values, padding included; bytes, with values of fp32; why."""
 
     cycles: float
     terms: float
+    stored: float
     bytes: float
     note: str
     params: dict[str, int] = field(default_factory=dict)
@@ -52,20 +57,32 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
     if not candidates:
         reasons = [f"{name}: {_refusal(name, layer, target)}" for name in sorted(allowed or ())]
         return Declined(reason="x86: " + "; ".join(reasons))
-    least = min(c.bytes for c in candidates)
-    candidates = [c for c in candidates if c.bytes <= _MOST_BYTES * least]
 
     def time(c: Candidate) -> float:
         full, rest = divmod(layer.batch, c.config.lanes)
         return full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)
 
-    close = _CLOSE * min(time(c) for c in candidates)
-    return min((c for c in candidates if time(c) <= close), key=lambda c: c.bytes)
+    def best(some: list[Candidate]) -> Candidate:
+        least = _MOST_BYTES * min(c.bytes for c in some)
+        some = [c for c in some if c.bytes <= least]
+        close = _CLOSE * min(map(time, some))
+        return min((c for c in some if time(c) <= close), key=lambda c: c.bytes)
+
+    exact = best([c for c in candidates if c.values == "fp32"])
+    # Narrow values are taken where they make the weight smaller and no slower, beyond what the prediction can tell.
+    narrow = [
+        c
+        for c in candidates
+        if c.values != "fp32" and c.bytes <= exact.bytes and time(c) <= _CLOSE * time(exact)
+    ]
+    return best(narrow) if narrow else exact
 
 
 def space(layer: Layer, target: Target) -> list[Candidate]:
     """Every format that this product can take on this target, with its predicted cycles."""
     if not layer.sparse.nnz:
+        dense = layer.part.kind in ("dense", "low_rank", "hybrid")
+        types = _types(layer, target) if dense else ("fp32",)
         return [
             Candidate(
                 format=None,
@@ -73,14 +90,18 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
                 cycles=0.0,
                 tile_cycles=0.0,
                 bytes=0.0,
-                reason="S is empty",
+                reason=f"S is empty{_stored(values)}{_note_of(layer, target)}",
+                values=values,
             )
+            for values in types  # a dense product is bound by reading: never slower for being narrow
         ]
     return [
         candidate
         for name, estimate in _ESTIMATES.items()
         if _refusal(name, layer, target) is None
-        for candidate in _candidates(name, estimate(layer, target), layer, target)
+        for cost in [estimate(layer, target)]
+        for values in _types(layer, target)
+        for candidate in _candidates(name, cost, layer, target, values)
     ]
 
 
@@ -90,21 +111,47 @@ def _widths(layer: Layer, target: Target) -> tuple[int, ...]:
     return (half, target.lanes) if 1 < layer.batch <= half else (target.lanes,)  # of equals the first is taken
 
 
-def _candidates(name: str, cost: _Cost, layer: Layer, target: Target) -> list[Candidate]:
+def _types(layer: Layer, target: Target) -> tuple[ValueType, ...]:
+    """How values may be stored: in fp32, and as low as the precision allows where the CPU converts it in vectors."""
+    if layer.precision == "exact" or (layer.precision == "fp16" and not target.has("f16c")):
+        return ("fp32",)
+    return ("fp32", layer.precision)
+
+
+def _stored(values: ValueType) -> str:
+    return "" if values == "fp32" else f", {values} values"
+
+
+def _note_of(layer: Layer, target: Target) -> str:
+    """Why values stay in fp32 where narrow ones were allowed."""
+    none = layer.precision != "exact" and len(_types(layer, target)) == 1
+    return f"; fp32 values, as {target.name} has no f16c to convert fp16" if none else ""
+
+
+def _candidates(
+    name: str, cost: _Cost, layer: Layer, target: Target, values: ValueType
+) -> list[Candidate]:
     widths = (target.lanes,) if name in _FULL_WIDTH else _widths(layer, target)
-    return [_candidate(name, cost, layer, target, lanes) for lanes in widths]
+    return [_candidate(name, cost, layer, target, lanes, values) for lanes in widths]
 
 
-def _candidate(name: str, cost: _Cost, layer: Layer, target: Target, lanes: int) -> Candidate:
-    bandwidth = (
-        _L2 if cost.bytes < _SHARE * target.l2 else _L3 if cost.bytes < _SHARE * target.l3 else _MEMORY
-    )
-    transfer = cost.bytes / bandwidth
+def _candidate(
+    name: str, cost: _Cost, layer: Layer, target: Target, lanes: int, values: ValueType
+) -> Candidate:
+    size = cost.bytes - (4 - VALUE_BYTES[values]) * cost.stored
+    if values != "fp32":
+        widened = _WIDEN_ONE if name == "csr" else _WIDEN / min(lanes, _LANES_OF.get(name, lanes))
+        cost = replace(cost, cycles=cost.cycles + widened * cost.stored, terms=cost.terms * _WIDEN_TERM)
+    bandwidth = _L2 if size < _SHARE * target.l2 else _L3 if size < _SHARE * target.l3 else _MEMORY
+    transfer = size / bandwidth
     close = layer.columns * lanes * 4 < _SHARE_OF_L1 * target.l1
     tile = max(transfer, cost.terms * (_TILE_FMA if close else _TILE_FMA_L2))
     cycles = max(transfer, cost.cycles)
     bound = "reading" if transfer > cost.cycles else "computing"
-    reason = f"{cost.note}; {cycles / 1000:.0f}k cycles a step predicted, bound by {bound}"
+    reason = (
+        f"{cost.note}{_stored(values)}{_note_of(layer, target)}; "
+        f"{cycles / 1000:.0f}k cycles a step predicted, bound by {bound}"
+    )
     config = _config(target, lanes, int(np.ceil(tile / cycles)))
     return Candidate(
         format=name,
@@ -112,8 +159,9 @@ def _candidate(name: str, cost: _Cost, layer: Layer, target: Target, lanes: int)
         config=config,
         cycles=cycles,
         tile_cycles=tile,
-        bytes=cost.bytes,
+        bytes=size,
         reason=reason,
+        values=values,
     )
 
 
@@ -143,6 +191,7 @@ def _csr(layer: Layer, target: Target) -> _Cost:
     return _Cost(
         cycles=padded / 0.6 + 8 * layer.rows,
         terms=padded + 4 * layer.rows,
+        stored=padded,
         bytes=padded * (4 + index),
         note=f"{layer.sparse.nnz} nonzeros",
         params={"multiple": 4},
@@ -155,21 +204,22 @@ def _sell16(layer: Layer, target: Target) -> _Cost:
     return _Cost(
         cycles=slots * 16 / 1.25 + 30 * len(counts) / 16,
         terms=slots * 16,
+        stored=slots * 16,
         bytes=slots * 96,
         note=f"{layer.sparse.nnz / max(1.0, slots * 16):.0%} of the slots filled",
     )
 
 
 def _perm32(layer: Layer, target: Target) -> _Cost:
-    return _look_up(layer, 2.8, lambda slots: slots * 82)
+    return _look_up(layer, 2.8, expanded=False)
 
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
     # more a slot: the expansion, and an unaligned load that often crosses a cache line
-    return _look_up(layer, 3.7, lambda slots: slots * 21 + 4.0 * layer.sparse.nnz)
+    return _look_up(layer, 3.7, expanded=True)
 
 
-def _look_up(layer: Layer, slot: float, size: Callable[[float], float]) -> _Cost:
+def _look_up(layer: Layer, slot: float, *, expanded: bool) -> _Cost:
     """perm32 in the better of its two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
 
     `slot` cycles a slot (a look-up and an FMA, four loads), 40 a group (a mispredicted loop end), and 40 more where the sums of
@@ -185,7 +235,8 @@ def _look_up(layer: Layer, slot: float, size: Callable[[float], float]) -> _Cost
         return _Cost(
             cycles=slot * slots + (40.0 + 40.0 * grouped) * groups,
             terms=slots * 16,
-            bytes=size(slots),
+            stored=float(layer.sparse.nnz) if expanded else slots * 16,
+            bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 82,
             note=f"{fill:.0%} of the slots filled{', alike rows grouped' if grouped else ''}",
             params={"multiple": multiple, "grouped": grouped},
         )
@@ -199,6 +250,7 @@ def _block(rows: int) -> Callable[[Layer, Target], _Cost]:
         return _Cost(
             cycles=blocks * 1.1 * max(1.0, rows / target.lanes) + 12 * layer.rows / rows,
             terms=blocks * rows * 0.6,
+            stored=blocks * rows,
             bytes=blocks * (rows * 4 + 2),
             note=f"{layer.sparse.nnz / max(1.0, blocks * rows):.0%} of the blocks' values are nonzeros",
         )
@@ -211,6 +263,7 @@ def _count_blocks(s: sp.csr_array, rows: int) -> int:
     return len(np.unique(row // rows * s.shape[1] + s.indices))
 
 
+_LANES_OF = {"sell16": 4, "block4": 4}  # whose kernels work on shorter vectors than the target's
 _FULL_WIDTH = ("perm32", "perm32_expand")  # written for AVX-512 registers
 _ESTIMATES: dict[str, Callable[[Layer, Target], _Cost]] = {
     "csr": _csr,

@@ -13,6 +13,7 @@ from tvm_doping.sparsity.formats.csr import CSR
 from tvm_doping.sparsity.formats.perm import Perm32
 from tvm_doping.sparsity.formats.perm_expand import Perm32Expand
 from tvm_doping.sparsity.formats.sell import SELL16
+from tvm_doping.sparsity.values import ValueType
 
 FORMATS: dict[str, Format] = {
     "csr": CSR(),
@@ -25,15 +26,15 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def pack(format: str, S: sparse.csr_array, **params: int) -> Packed:
-    """S in the format of that name. InvalidInput for an unknown name or parameter."""
+def pack(format: str, S: sparse.csr_array, *, values: ValueType = "fp32", **params: int) -> Packed:
+    """S in the format of that name, its values stored as that type. InvalidInput for an unknown name or parameter."""
     if format not in FORMATS:
         raise InvalidInput("sparse format", f"one of {', '.join(FORMATS)}", repr(format), "Choose one.")
-    return FORMATS[format].pack(S, **params)
+    return FORMATS[format].pack(S, values=values, **params)
 
 
 def unpack(packed: Packed) -> sparse.csr_array:
-    """The canonical S that was packed, entry for entry."""
+    """The canonical S that was packed, entry for entry, as its values were rounded."""
     return FORMATS[packed.format].unpack(packed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from tvm_doping.errors import InvalidInput
+from tvm_doping.sparsity.values import ValueType, decode, encode
 from tvm_doping.structures.sparse import canonical
 
 Array = NDArray[Any]
@@ -23,13 +24,17 @@ LANES = 16  # float32 lanes of the widest vector register a format is laid out f
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packed:
-    """S (m, n) in a storage format: C-contiguous arrays, each with at least one element."""
+    """S (m, n) in a storage format: C-contiguous arrays, each with at least one element.
+
+    values  how the array "values" is stored; int8 brings "scales", one a run of values (`Format.pointers`).
+    """
 
     format: str
     shape: tuple[int, int]
     nnz: int
     arrays: dict[str, Array]
     params: dict[str, int] = field(default_factory=dict)
+    values: ValueType = "fp32"
 
     @property
     def bytes(self) -> int:
@@ -38,13 +43,21 @@ class Packed:
 
 
 class Format(ABC):
-    """A way to store S. `unpack(pack(S))` is S exactly; `matvec` works on the packed arrays themselves."""
+    """A way to store S. `unpack(pack(S))` is S exactly, up to the rounding of values stored narrow; `matvec` works on the
+    packed arrays themselves.
+
+    pointers  the array that says where the runs of values begin that share a scale, in int8: a row, or a group of rows.
+    """
 
     name: str
+    pointers: ClassVar[str]
     defaults: ClassVar[Mapping[str, int]] = {}
 
-    def pack(self, S: sparse.csr_array, **params: int) -> Packed:
-        """S in this format; `params` override `defaults`. InvalidInput for one unknown or unusable."""
+    def pack(self, S: sparse.csr_array, *, values: ValueType = "fp32", **params: int) -> Packed:
+        """S in this format, its values stored as that type; `params` override `defaults`.
+
+        InvalidInput for a parameter unknown or unusable, and for values that the type does not hold.
+        """
         unknown = sorted(set(params) - set(self.defaults))
         if unknown:
             raise InvalidInput(
@@ -54,11 +67,15 @@ class Format(ABC):
                 "Leave the others out.",
             )
         S, chosen = canonical(S), {**self.defaults, **{name: int(value) for name, value in params.items()}}
-        arrays = {name: np.ascontiguousarray(_some(array)) for name, array in self._pack(S, chosen).items()}
-        return Packed(format=self.name, shape=S.shape, nnz=int(S.nnz), arrays=arrays, params=chosen)
+        arrays = self._pack(S, chosen)
+        arrays |= encode(arrays["values"], self._runs(arrays), values)
+        arrays = {name: np.ascontiguousarray(_some(array)) for name, array in arrays.items()}
+        return Packed(
+            format=self.name, shape=S.shape, nnz=int(S.nnz), arrays=arrays, params=chosen, values=values
+        )
 
     def unpack(self, packed: Packed) -> sparse.csr_array:
-        """The canonical S that was packed, entry for entry."""
+        """The canonical S that was packed, entry for entry, as its values were rounded."""
         return self._unpack(self._own(packed))
 
     def matvec(self, packed: Packed, x: ArrayLike) -> NDArray[np.floating]:
@@ -73,7 +90,7 @@ class Format(ABC):
                 f"shape {x.shape}",
                 "Pass vectors as long as S has columns.",
             )
-        self._own(packed)
+        packed = self._own(packed)
         flat = x.reshape(-1, packed.shape[1])
         # Each vector takes as many terms as are stored: some at a time, or a long sequence would fill memory.
         some = max(1, _TERMS // packed.arrays["values"].size)
@@ -90,6 +107,7 @@ class Format(ABC):
     def _matvec(self, packed: Packed, x: NDArray[np.floating]) -> NDArray[np.floating]: ...
 
     def _own(self, packed: Packed) -> Packed:
+        """The same with its values in fp32."""
         if packed.format != self.name:
             raise InvalidInput(
                 "packed matrix",
@@ -97,7 +115,15 @@ class Format(ABC):
                 packed.format,
                 "Use the entry of FORMATS that `packed.format` names.",
             )
-        return packed
+        if packed.values == "fp32":
+            return packed
+        a = packed.arrays
+        plain = decode(a["values"], self._runs(a), packed.values, a.get("scales"))
+        return replace(packed, arrays={**a, "values": plain}, values="fp32")
+
+    def _runs(self, arrays: Mapping[str, Array]) -> Array:
+        """Where the runs of values begin, and the end of the last one."""
+        return arrays[self.pointers]
 
 
 def column_dtype(n: int) -> type[np.unsignedinteger]:

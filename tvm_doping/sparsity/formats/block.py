@@ -17,6 +17,8 @@ class Block(Format):
     Within a band of b rows the blocks are in column order.
     """
 
+    pointers = "block_ptr"
+
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.name = f"block{rows}"

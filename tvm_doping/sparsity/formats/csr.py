@@ -21,6 +21,7 @@ class CSR(Format):
     """
 
     name = "csr"
+    pointers = "indptr"
     defaults: ClassVar[Mapping[str, int]] = {"multiple": 4}
 
     def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]:

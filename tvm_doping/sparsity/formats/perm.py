@@ -43,6 +43,7 @@ class Perm32(Format):
     """
 
     name = "perm32"
+    pointers = "slot_ptr"
     defaults: ClassVar[Mapping[str, int]] = {"multiple": 4, "grouped": 0}
 
     def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,10 @@ class Perm32Expand(Perm32):
         arrays["values"] = np.concatenate([padded[filled], np.zeros(LANES, np.float32)])
         arrays["value_ptr"] = starts[: -1 : params["multiple"]]
         return arrays
+
+    def _runs(self, arrays: Mapping[str, Array]) -> Array:
+        filled = ((arrays["masks"][:, None] & _BITS) != 0).sum(axis=1)
+        return pointers(filled)[arrays["slot_ptr"]]
 
     def _unpack(self, packed: Packed) -> sparse.csr_array:
         return super()._unpack(_padded(packed))

@@ -20,6 +20,7 @@ class SELL16(Format):
     """
 
     name = "sell16"
+    pointers = "group_ptr"
 
     def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]:
         m, n = S.shape

@@ -1,0 +1,64 @@
+"""precision=: weights stored narrow, the cost measured, and the compiled code still held to its own weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tvm_doping
+from tests.passes.models import doped, plain
+from tvm_doping.errors import InvalidInput
+from tvm_doping.sparsity.values import Precision
+
+RELATIVE = {"fp16": 1e-3, "bf16": 1e-2, "int8": 3e-2}
+
+
+@pytest.mark.parametrize("precision", RELATIVE)
+def test_narrow_weights(precision: Precision) -> None:
+    model = doped(hidden=64)
+    exact, bundle = tvm_doping.compile(model), tvm_doping.compile(model, precision=precision)
+    manifest = bundle.manifest
+    assert manifest.precision == precision
+    assert bundle.bytes < exact.bytes
+    assert {layer.values for layer in manifest.layers} <= {"fp32", precision, f"fp32, {precision}"}
+    assert any(0 < layer.rounding < RELATIVE[precision] for layer in manifest.layers)
+    # strict against the stored weights; what rounding cost is told apart
+    assert manifest.golden_error is not None
+    assert manifest.golden_error < 1e-5
+    assert set(manifest.precision_error) == {"output.output", "new_state.rnn.l0.h", "new_state.rnn.l0.c"}
+    cost = manifest.precision_error["output.output"]
+    assert 0 < cost.relative < RELATIVE[precision]
+    assert cost.max_abs > manifest.golden_error
+    tokens = np.random.default_rng(0).integers(0, 9, (7, 2))
+    with bundle.session() as session:
+        assert session.verify() < 1e-5
+        off = np.abs(session.run(tokens) - model(torch.from_numpy(tokens)).detach().numpy()).max()
+    assert 0 < off < 10 * cost.max_abs
+
+
+def test_exact_is_the_default_and_costs_nothing() -> None:
+    manifest = tvm_doping.compile(doped()).manifest
+    assert manifest.precision == "exact"
+    assert manifest.precision_error == {}
+    assert {layer.values for layer in manifest.layers} == {"fp32"}
+    assert {layer.rounding for layer in manifest.layers} == {0.0}
+
+
+def test_dense_weights_are_stored_narrow_too() -> None:
+    model = plain()
+    exact, half = (tvm_doping.compile(model, precision=p) for p in ("exact", "fp16"))
+    assert [layer.values for layer in half.manifest.layers] == ["fp16", "fp16"]
+    for before, after in zip(exact.manifest.layers, half.manifest.layers, strict=True):
+        assert after.bytes < 0.6 * before.bytes
+
+
+def test_fp16_without_f16c_stays_fp32_and_says_why() -> None:
+    manifest = tvm_doping.compile(plain(), "x86-64-v2", precision="fp16").manifest
+    assert {layer.values for layer in manifest.layers} == {"fp32"}
+    assert all("f16c" in layer.reason for layer in manifest.layers)
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(InvalidInput, match="exact, fp16, bf16, int8"):
+        tvm_doping.compile(plain(), precision="fp8")  # type: ignore[arg-type]
