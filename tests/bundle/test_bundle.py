@@ -367,12 +367,16 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
         metrics={"test_perplexity": 100.0, "valid_perplexity": float("nan"), "finished": True},
         golden=bundle.golden,
         golden_error=float("nan"),
+        precision="int8",
+        precision_error={"output.y": {"max_abs": 0.02, "relative": 0.01}},
         tolerance=1e-5,
         versions=bundle.manifest.versions,
     )
     made = Bundle.from_compiled(compiled, name="run", vocabulary=["a", "b"], tokens="words")  # type: ignore[arg-type]
     assert made.session(verify=True).verify() < 1e-5
     back = Bundle.load(made.save(tmp_path / "b"))
+    assert back.manifest.precision == "int8"
+    assert back.manifest.precision_error["output.y"].relative == 0.01
     assert back.manifest.metrics == {"test_perplexity": 100.0, "valid_perplexity": None, "finished": True}
     assert back.manifest.golden_error is None
     assert (back.manifest.streaming, back.manifest.no_stream) == (False, "it looks ahead")

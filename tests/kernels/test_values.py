@@ -30,7 +30,7 @@ def planned(w: Any, target: str, format: str, values: ValueType) -> LstmPlan:
 
 def rounded(plan: LstmPlan, w: Any) -> tuple[structures.Dense, structures.Dense]:
     """The weights as they are stored; `tests/sparsity/test_values.py` holds that against an oracle."""
-    arrays = lstm.pack(plan, *w, np.zeros(4 * HIDDEN, "float32"))
+    arrays = lstm.pack(plan, w[0], w[1], np.zeros(4 * HIDDEN, "float32"))
     ih, hh = (
         structures.Dense(product.to_dense(p, product.select(arrays, prefix)))
         for p, prefix in ((plan.input, "ih."), (plan.recurrent, "hh."))
