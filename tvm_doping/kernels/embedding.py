@@ -22,7 +22,7 @@ def pack(plan: EmbeddingPlan, w: Any) -> dict[str, np.ndarray]:
     """The arrays of the table, in the order in which the function takes them: its factors as they are, then those of S."""
     arrays = {name: np.ascontiguousarray(array) for name, array in product.base_of(w).arrays().items()}
     if plan.product.sparse is not None:
-        packed = sparsity.FORMATS[plan.product.sparse].pack(w.S, **plan.product.params)
+        packed = sparsity.pack(plan.product.sparse, w.S, values="fp32", **plan.product.params)
         arrays |= {f"S.{name}": array for name, array in packed.arrays.items()}
     return arrays
 
