@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import tvm_doping
 from tests.passes.models import doped, plain
+from tvm_doping import schedules
 from tvm_doping.errors import InvalidInput
 from tvm_doping.sparsity.values import Precision
+from tvm_doping.targets import Target, resolve
 
 RELATIVE = {"fp16": 1e-3, "bf16": 1e-2, "int8": 3e-2}
 
@@ -62,3 +68,24 @@ def test_fp16_without_f16c_stays_fp32_and_says_why() -> None:
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(InvalidInput, match="exact, fp16, bf16, int8"):
         tvm_doping.compile(plain(), precision="fp8")  # type: ignore[arg-type]
+
+
+def test_a_format_that_rounds_its_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """perm64, by the portable twins of its instructions: compiled code and golden values round alike, but for last bits."""
+
+    def choose(choose: Callable[..., Any]) -> Callable[..., Any]:
+        def portable(*weights: Any, target: Target, force: Any, **options: Any) -> Any:
+            rich = resolve("x86-64-v4-bf16")
+            plan = choose(*weights, target=rich, force={"format": "perm64"}, **options)
+            return replace(plan, config=replace(plan.config, portable=True, registers=16))
+
+        return portable
+
+    for name in ("choose_lstm", "choose_linear"):
+        monkeypatch.setattr(f"tvm_doping.passes.choose.{name}", choose(getattr(schedules, name)))
+    model = doped(hidden=64)
+    manifest = tvm_doping.compile(model, "x86-64-v3", precision="bf16").manifest
+    assert [layer.format for layer in manifest.layers] == ["perm64", "perm64"]
+    largest = max(cost.max_abs for cost in manifest.precision_error.values())
+    assert manifest.golden_error is not None
+    assert 0 < manifest.golden_error < manifest.tolerance == largest < 0.02

@@ -12,7 +12,7 @@ from tests.kernels.conftest import HIDDEN, check_lstm, target_or_skip
 from tests.kernels.test_lstm import SHAPES, doped
 from tvm_doping import schedules, structures, targets
 from tvm_doping.kernels import LstmPlan, lstm, product
-from tvm_doping.kernels.sparse import EMITTERS
+from tvm_doping.kernels.sparse import EMITTERS, ROUNDING
 from tvm_doping.sparsity.values import ValueType
 
 NARROW: list[ValueType] = ["fp16", "bf16", "int8"]
@@ -39,7 +39,7 @@ def rounded(plan: LstmPlan, w: Any) -> tuple[structures.Dense, structures.Dense]
 
 
 @pytest.mark.parametrize("values", NARROW)
-@pytest.mark.parametrize("format", sorted(set(EMITTERS) - set(LOOK_UP)))
+@pytest.mark.parametrize("format", sorted(set(EMITTERS) - ROUNDING - set(LOOK_UP)))
 def test_formats(format: str, values: ValueType) -> None:
     target, w = target_or_skip("x86-64-v3"), doped("kronecker", 0.25)
     plan = planned(w, target.name, format, values)
@@ -54,7 +54,7 @@ def test_without_f16c(values: ValueType) -> None:
 
 
 @pytest.mark.parametrize("values", NARROW)
-@pytest.mark.parametrize("format", sorted(EMITTERS))
+@pytest.mark.parametrize("format", sorted(set(EMITTERS) - ROUNDING))
 def test_formats_on_avx512(format: str, values: ValueType) -> None:
     target, w = target_or_skip("x86-64-v4"), doped("zero", 0.25)
     plan = planned(w, target.name, format, values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse as sp
@@ -9,6 +11,7 @@ from scipy import sparse as sp
 from tvm_doping import schedules, structures, targets
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import LstmPlan
+from tvm_doping.schedules import x86
 
 
 def doped(m: int, n: int, density: float, block: int = 1) -> structures.Doped:
@@ -50,6 +53,26 @@ def test_refused_with_every_reason(forced: str) -> None:
         schedules.choose_lstm(
             w, w, reverse=False, target=targets.resolve("x86-64-v3"), force={"format": forced}
         )
+
+
+def test_perm64_needs_the_instructions_and_leave_to_round() -> None:
+    layer = schedules.layer_of(doped(2560, 640, 0.05))
+    allowed, rich = replace(layer, precision="bf16"), targets.resolve("x86-64-v4-bf16")
+
+    def chosen(layer: schedules.Layer, target: targets.Target) -> str | None:
+        answer = x86.choose(layer, target, frozenset({"perm64"}))
+        return answer.format if isinstance(answer, schedules.Candidate) else answer.reason
+
+    for precision in ("exact", "fp16", "int8"):
+        assert f"precision {precision}" in str(chosen(replace(layer, precision=precision), rich))
+    for name in ("x86-64-v3", "x86-64-v4"):
+        assert "avx512" in str(chosen(allowed, targets.resolve(name)))
+    assert chosen(allowed, rich) == "perm64"
+    free, exact = (x86.choose(one, rich) for one in (allowed, layer))
+    assert isinstance(free, schedules.Candidate) and isinstance(exact, schedules.Candidate)
+    assert (free.format, free.values, free.config.lanes) == ("perm64", "bf16", 16)
+    assert exact.format in ("perm32", "perm32_expand") and exact.values == "fp32"
+    assert free.cycles < 0.7 * exact.cycles and free.bytes < 0.7 * exact.bytes
 
 
 def test_plans_survive_json() -> None:

@@ -176,6 +176,35 @@ def test_perm32_is_laid_out_as_specified(grouped: int, multiple: int, density: f
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_perm64_is_laid_out_as_specified(multiple: int, density: float) -> None:
+    """Slot by slot: windows of 64 columns that begin every 16, and in each the next two nonzeros of every lane it reaches."""
+    S = random_s(40, 150, density)
+    a = pack("perm64", S, multiple=multiple).arrays
+    assert a["indices"].dtype == np.uint8
+    assert len(a["windows"]) == len(a["indices"]) == len(a["values"]) == a["slot_ptr"][3]
+    W, slot = np.vstack([S.toarray(), np.zeros((8, 150), np.float32)]), 0
+    for g in range(3):
+        assert a["slot_ptr"][g] == slot
+        rows = W[g * 16 : g * 16 + 16].copy()
+        while rows.any():
+            window = int(np.flatnonzero(rows.any(axis=0))[0]) // 16 * 16
+            assert a["windows"][slot] == window
+            for lane, row in enumerate(rows):
+                left = [c for c in np.flatnonzero(row)[:2] if c < window + 64]
+                expected = [(c - window, row[c]) for c in left] + [(0, 0.0)] * (2 - len(left))
+                entries = slice(2 * lane, 2 * lane + 2)
+                stored = zip(a["indices"][slot, entries], a["values"][slot, entries], strict=True)
+                assert list(stored) == expected
+                row[left] = 0
+            slot += 1
+        empty = -(slot - a["slot_ptr"][g]) % multiple
+        assert not a["values"][slot : slot + empty].any()
+        slot += empty
+    assert a["slot_ptr"][3] == slot
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 4])
 def test_perm32_expand_stores_the_values_without_padding(multiple: int) -> None:
     S = random_s(40, 100, 0.3)
     padded, packed = (pack(name, S, multiple=multiple).arrays for name in ("perm32", "perm32_expand"))

@@ -12,7 +12,7 @@ from scipy import sparse
 from tests.sparsity.test_formats import random_s
 from tvm_doping.errors import InvalidInput
 from tvm_doping.sparsity import FORMATS, Packed, matvec, pack, unpack
-from tvm_doping.sparsity.values import VALUE_BYTES, VALUE_TYPES, ValueType, decode, encode
+from tvm_doping.sparsity.values import VALUE_BYTES, VALUE_TYPES, ValueType, decode, encode, round_bf16
 
 NARROW: list[ValueType] = ["fp16", "bf16", "int8"]
 DTYPES = {"fp16": np.float16, "bf16": np.uint16, "int8": np.int8}
@@ -82,6 +82,16 @@ def test_law_the_error_of_a_value_is_bounded(numbers: list[float], kind: ValueTy
     half = {"fp16": 2.0**-11 * np.abs(values) + 2.0**-25, "bf16": 2.0**-8 * np.abs(values)}
     bound = half[kind] if kind in half else np.abs(values).max() / 253
     assert (off <= bound + 1e-30).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=40))
+def test_law_bf16_is_that_of_torch(numbers: list[float]) -> None:
+    """Infinities, NaN and what overflows included, as a kernel meets them in its input."""
+    x = np.array(numbers, np.float32)
+    rounded = round_bf16(x)
+    np.testing.assert_array_equal(rounded, torch.from_numpy(x).to(torch.bfloat16).float().numpy())
+    np.testing.assert_array_equal(round_bf16(rounded), rounded)
 
 
 def test_fp32_is_stored_as_it_is() -> None:

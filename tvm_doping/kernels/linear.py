@@ -21,7 +21,7 @@ def pack(plan: LinearPlan, w: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
 
 def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     """The layer in NumPy on packed arrays."""
-    y: np.ndarray = x @ product.to_dense(plan.product, arrays).T + arrays["bias"]
+    y: np.ndarray = product.reference(plan.product, arrays)(x) + arrays["bias"]
     return y.astype("float32")
 
 

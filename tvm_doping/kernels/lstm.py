@@ -38,12 +38,12 @@ def reference(
     plan: LstmPlan, arrays: dict[str, np.ndarray], x: np.ndarray, h0: np.ndarray, c0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The layer in NumPy on packed arrays: x (T, N, I), h0 and c0 (N, H) to y (T, N, H), h (N, H), c (N, H)."""
-    w_ih = product.to_dense(plan.input, product.select(arrays, "ih."))
-    w_hh = product.to_dense(plan.recurrent, product.select(arrays, "hh."))
+    w_ih = product.reference(plan.input, product.select(arrays, "ih."))
+    w_hh = product.reference(plan.recurrent, product.select(arrays, "hh."))
     h, c = h0.astype("float32"), c0.astype("float32")
     y = np.empty((*x.shape[:2], plan.hidden), "float32")
     for t in reversed(range(len(x))) if plan.reverse else range(len(x)):
-        i, f, g, o = np.split(x[t] @ w_ih.T + h @ w_hh.T + arrays["bias"], 4, axis=1)
+        i, f, g, o = np.split(w_ih(x[t]) + w_hh(h) + arrays["bias"], 4, axis=1)
         c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
         h = _sigmoid(o) * np.tanh(c)
         y[t] = h

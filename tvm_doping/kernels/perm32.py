@@ -16,14 +16,14 @@ from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.kernels.values import Rows, scaled, widen
-from tvm_doping.sparsity.formats.perm import STEP
+from tvm_doping.sparsity.formats.perm import PERM32
 
 _FULL = 16
 
 
 def stream(product: Product, scope: Scope) -> None:
     """One stream: two loads of x, a look-up and an FMA a slot, as many chains of FMAs as slots that a group is padded to."""
-    slots = _Slots(product, scope)
+    slots = Slots(product, scope)
     overlapping = _overlapping(product.columns, scope)
     with T.serial(0, slots.groups) as g:
         acc = Registers(slots.multiple, _FULL)
@@ -44,18 +44,19 @@ def stream(product: Product, scope: Scope) -> None:
 
 
 def tile(product: Product, scope: Scope) -> None:
-    """A tile of streams: the lanes of a slot are 16 rows with a column each. Padding costs here as much as a nonzero."""
-    slots = _Slots(product, scope)
-    stored = Rows(slots.values, _FULL, scope.lanes)
+    """A tile of streams: the lanes of a slot are 16 rows with a column each, in perm64 two. Padding costs as much as a nonzero."""
+    slots = Slots(product, scope)
+    each = int(slots.indices.shape[1]) // _FULL
+    stored = Rows(slots.values, _FULL * each, scope.lanes)
     expanded = T.alloc_buffer((_FULL,), "float32")
     with T.serial(0, slots.groups) as g:
 
         def rows(lanes: range, fma: Fma, g: Expr = g) -> None:
             def slot(at: Expr, weight: Callable[[int], Expr]) -> None:
                 window = address(slots.windows[at])
-                columns = unpacked(slots.indices, lanes.start, len(lanes), at)
-                for lane, column in zip(lanes, columns, strict=True):
-                    fma(lane, weight(lane), window + column)
+                columns = unpacked(slots.indices, each * lanes.start, each * len(lanes), at)
+                for entry, column in enumerate(columns, each * lanes.start):
+                    fma(entry // each, weight(entry), window + column)
 
             def expand(at: Expr, weights: Expr, u: int) -> None:
                 store(expanded, 0, weights, _FULL)
@@ -65,7 +66,8 @@ def tile(product: Product, scope: Scope) -> None:
                 slots.walk(g, expand)
             elif stored.narrow:
                 first = address(slots.slot_ptr[g])
-                stored.each(first, address(slots.slot_ptr[g + 1]) - first, lanes, slot)
+                entries = range(each * lanes.start, each * lanes.stop)
+                stored.each(first, address(slots.slot_ptr[g + 1]) - first, entries, slot)
             else:
                 slots.walk(g, lambda at, _, u: slot(at, lambda lane: slots.values[at, lane]))
 
@@ -73,18 +75,19 @@ def tile(product: Product, scope: Scope) -> None:
 
 
 def _overlapping(columns: int, scope: Scope) -> Buffer:
-    """z as registers that begin STEP columns apart, one after the other: any window is two of them, and aligned."""
-    count = -(-columns // STEP) + _COPIES
+    """z as registers that begin _STEP columns apart, one after the other: any window is two of them, and aligned."""
+    count = -(-columns // _STEP) + _COPIES
     registers = T.alloc_buffer((count * _FULL,), "float32")
     with T.serial(0, count) as r:
-        store(registers, r * _FULL, load(scope.z, r * STEP, _FULL), _FULL)
+        store(registers, r * _FULL, load(scope.z, r * _STEP, _FULL), _FULL)
     return registers
 
 
-_COPIES = _FULL // STEP
+_STEP = PERM32.step
+_COPIES = _FULL // _STEP
 
 
-class _Slots:
+class Slots:
     """The loop over the slots of a group."""
 
     def __init__(self, product: Product, scope: Scope) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tvm_doping.kernels import dense, kronecker, sparse
 from tvm_doping.kernels.emit import Buffer, copy, load, splat, store
 from tvm_doping.kernels.plan import Config, Part, Product
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.sparsity.values import round_bf16
 
 _ROOM: dict[str, Any] = {"kronecker": kronecker, "dense": dense, "low_rank": dense, "hybrid": dense}
 
@@ -58,6 +60,16 @@ def set_bias(bias: Buffer, rows: int, scope: Scope) -> None:
     with T.serial(0, rows) as r:
         for v in range(scope.vectors):
             store(scope.y, r * scope.width + v * lanes, splat(bias[r], lanes), lanes)
+
+
+def reference(product: Product, arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The function z (..., columns) -> W z (..., rows) of packed arrays in NumPy, which rounds z where the kernel does."""
+    if product.sparse not in sparse.ROUNDING:
+        W = to_dense(product, arrays)
+        return lambda z: z @ W.T
+    zero = Part(kind="zero", shape=product.part.shape)
+    base, S = (to_dense(replace(product, **one), arrays) for one in ({"sparse": None}, {"part": zero}))
+    return lambda z: z @ base.T + round_bf16(z) @ S.T
 
 
 def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:

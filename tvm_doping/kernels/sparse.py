@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels import perm32
+from tvm_doping.kernels import perm32, perm64
 from tvm_doping.kernels.emit import Buffer, Expr, Registers, add, address, load, splat, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
@@ -155,7 +155,10 @@ EMITTERS: dict[str, tuple[Emitter, Emitter]] = {
     "sell16": (_sell16_stream, _sell16_tile),
     "perm32": (perm32.stream, perm32.tile),
     "perm32_expand": (perm32.stream, perm32.tile),
+    "perm64": (perm64.stream, perm64.tile),
     "block4": (_block_stream, _block_tile),
     "block8": (_block_stream, _block_tile),
     "block16": (_block_stream, _block_tile),
 }
+# Formats whose kernels round z to bfloat16 before S multiplies it.
+ROUNDING = frozenset({"perm64"})

@@ -9,6 +9,7 @@ from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.sparsity.formats.perm import count_slots
+from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.values import Precision, ValueType
 
 
@@ -35,8 +36,13 @@ class Layer:
 
     @cached_property
     def slots(self) -> tuple[int, int]:
-        """Slots that perm32 makes of S: rows in natural order, and alike ones grouped. Both look-up formats ask."""
+        """Slots that perm32 makes of S: rows in natural order, and alike ones grouped. perm32_expand asks too."""
         return count_slots(self.sparse, 0), count_slots(self.sparse, 1)
+
+    @cached_property
+    def slots64(self) -> tuple[int, int]:
+        """The same of perm64."""
+        return count_slots(self.sparse, 0, Perm64.reach), count_slots(self.sparse, 1, Perm64.reach)
 
 
 @dataclass(frozen=True, kw_only=True)

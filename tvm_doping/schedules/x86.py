@@ -68,7 +68,10 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
         close = _CLOSE * min(map(time, some))
         return min((c for c in some if time(c) <= close), key=lambda c: c.bytes)
 
-    exact = best([c for c in candidates if c.values == "fp32"])
+    full = [c for c in candidates if c.values == "fp32"]
+    if not full:  # perm64 was forced
+        return best(candidates)
+    exact = best(full)
     # Narrow values are taken where they make the weight smaller and no slower, beyond what the prediction can tell.
     narrow = [
         c
@@ -100,7 +103,7 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
         for name, estimate in _ESTIMATES.items()
         if _refusal(name, layer, target) is None
         for cost in [estimate(layer, target)]
-        for values in _types(layer, target)
+        for values in (("bf16",) if name == "perm64" else _types(layer, target))
         for candidate in _candidates(name, cost, layer, target, values)
     ]
 
@@ -141,6 +144,8 @@ def _candidate(
     size = cost.bytes - (4 - VALUE_BYTES[values]) * cost.stored
     if values != "fp32":
         widened = _WIDEN_ONE if name == "csr" else _WIDEN / min(lanes, _LANES_OF.get(name, lanes))
+        if name == "perm64":  # which multiplies them as they are
+            widened = 0.0
         cost = replace(cost, cycles=cost.cycles + widened * cost.stored, terms=cost.terms * _WIDEN_TERM)
     bandwidth = _L2 if size < _SHARE * target.l2 else _L3 if size < _SHARE * target.l3 else _MEMORY
     transfer = size / bandwidth
@@ -179,6 +184,10 @@ def _refusal(name: str, layer: Layer, target: Target) -> str | None:
         return f"no such format on x86 (there are {', '.join(_ESTIMATES)})"
     if name in _FULL_WIDTH and not target.has("avx512f"):
         return "vpermi2ps and vexpandps need avx512f"
+    if name == "perm64" and not target.has("avx512_bf16"):
+        return "vdpbf16ps needs avx512_bf16"
+    if name == "perm64" and layer.precision != "bf16":
+        return f"it rounds S and x to bf16, which precision {layer.precision} does not allow"
     if name == "sell16" and layer.columns > 65536:
         return f"16-bit indices reach 65536 columns, the layer has {layer.columns}"
     return None
@@ -211,32 +220,41 @@ def _sell16(layer: Layer, target: Target) -> _Cost:
 
 
 def _perm32(layer: Layer, target: Target) -> _Cost:
-    return _look_up(layer, 2.8, expanded=False)
+    return _look_up(layer, layer.slots, 2.8)
 
 
 def _perm32_expand(layer: Layer, target: Target) -> _Cost:
     # more a slot: the expansion, and an unaligned load that often crosses a cache line
-    return _look_up(layer, 3.7, expanded=True)
+    return _look_up(layer, layer.slots, 3.7, expanded=True)
 
 
-def _look_up(layer: Layer, slot: float, *, expanded: bool) -> _Cost:
-    """perm32 in the better of its two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
+def _perm64(layer: Layer, target: Target) -> _Cost:
+    # Not measured on hardware. By llvm-mca's models a slot takes Zen 4 what one of perm32 takes (4.1 cycles to 4.0), but Sapphire
+    # Rapids 2.5 times that (5.0 to 2.0), where its half as many slots would not pay in time.
+    return _look_up(layer, layer.slots64, 2.8, each=2)
 
-    `slot` cycles a slot (a look-up and an FMA, four loads), 40 a group (a mispredicted loop end), and 40 more where the sums of
+
+def _look_up(
+    layer: Layer, counts: tuple[int, int], slot: float, *, expanded: bool = False, each: int = 1
+) -> _Cost:
+    """The better of the two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
+
+    counts: the slots of either order, with 16 * `each` nonzeros at most; `slot` cycles a slot (a look-up and an FMA, four loads), 40 a group (a mispredicted loop end), and 40 more where the sums of
     grouped rows have to be scattered to their places.
     """
 
     def cost(grouped: int) -> _Cost:
         groups = -(-layer.rows // 16)
-        slots = float(layer.slots[grouped])
+        slots = float(counts[grouped])
         multiple = 4 if slots >= 32 * groups else 2
         slots += groups * (multiple - 1) / 2
-        fill = layer.sparse.nnz / max(1.0, slots * 16)
+        entries = slots * 16 * each
+        fill = layer.sparse.nnz / max(1.0, entries)
         return _Cost(
             cycles=slot * slots + (40.0 + 40.0 * grouped) * groups,
-            terms=slots * 16,
-            stored=float(layer.sparse.nnz) if expanded else slots * 16,
-            bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 82,
+            terms=entries,
+            stored=float(layer.sparse.nnz) if expanded else entries,
+            bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 2 + entries * 5,
             note=f"{fill:.0%} of the slots filled{', alike rows grouped' if grouped else ''}",
             params={"multiple": multiple, "grouped": grouped},
         )
@@ -264,12 +282,13 @@ def _count_blocks(s: sp.csr_array, rows: int) -> int:
 
 
 _LANES_OF = {"sell16": 4, "block4": 4}  # whose kernels work on shorter vectors than the target's
-_FULL_WIDTH = ("perm32", "perm32_expand")  # written for AVX-512 registers
+_FULL_WIDTH = ("perm32", "perm32_expand", "perm64")  # written for AVX-512 registers
 _ESTIMATES: dict[str, Callable[[Layer, Target], _Cost]] = {
     "csr": _csr,
     "sell16": _sell16,
     "perm32": _perm32,
     "perm32_expand": _perm32_expand,
+    "perm64": _perm64,
     "block4": _block(4),
     "block8": _block(8),
     "block16": _block(16),

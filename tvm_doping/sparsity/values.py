@@ -45,8 +45,7 @@ def encode(values: Array, runs: Array, kind: ValueType) -> dict[str, Array]:
     if kind == "fp16":
         return {"values": values.astype(np.float16)}
     if kind == "bf16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        return {"values": ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)}
+        return {"values": (round_bf16(values).view(np.uint32) >> 16).astype(np.uint16)}
     peaks = np.zeros(len(runs) - 1, np.float32)
     filled = np.flatnonzero(np.diff(runs))
     if len(filled):  # reduceat gives the wrong thing for empty runs, so it sees only the others
@@ -67,6 +66,16 @@ def decode(values: Array, runs: Array, kind: ValueType, scales: Array | None = N
         scaled: NDArray[np.float32] = values.astype(np.float32) * _of_entries(scales, runs, values.shape)
         return scaled
     return values.astype(np.float32)
+
+
+def round_bf16(x: Array) -> NDArray[np.float32]:
+    """x rounded to bfloat16 (nearest, ties to even), as float32; NaN stays NaN, and what is nearer to 2**128 than to the largest
+    bfloat16 becomes infinite.
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
 
 
 def _of_entries(scales: Array, runs: Array, shape: tuple[int, ...]) -> Array:

@@ -11,6 +11,7 @@ from tvm_doping.sparsity.formats.base import Format, Packed
 from tvm_doping.sparsity.formats.block import Block
 from tvm_doping.sparsity.formats.csr import CSR
 from tvm_doping.sparsity.formats.perm import Perm32
+from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.formats.perm_expand import Perm32Expand
 from tvm_doping.sparsity.formats.sell import SELL16
 from tvm_doping.sparsity.values import ValueType
@@ -20,6 +21,7 @@ FORMATS: dict[str, Format] = {
     "sell16": SELL16(),
     "perm32": Perm32(),
     "perm32_expand": Perm32Expand(),
+    "perm64": Perm64(),
     "block4": Block(4),
     "block8": Block(8),
     "block16": Block(16),
@@ -52,6 +54,7 @@ __all__ = [
     "Packed",
     "Perm32",
     "Perm32Expand",
+    "Perm64",
     "matvec",
     "pack",
     "unpack",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -22,9 +23,24 @@ from tvm_doping.sparsity.formats.base import (
 )
 from tvm_doping.structures.sparse import canonical, from_coordinates, row_of_entry
 
-WINDOW = 32  # columns: two AVX-512 registers of x, the reach of one vpermi2ps
-STEP = 8  # columns between windows: the kernel keeps x as half-overlapping registers, so that no load crosses a cache line
 MULTIPLES = (1, 2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What one slot can hold.
+
+    window  columns: two AVX-512 registers of x, the reach of one look-up;
+    step    columns between windows: the kernel keeps x as half-overlapping registers, so that no load crosses a cache line;
+    each    nonzeros of a lane.
+    """
+
+    window: int
+    step: int
+    each: int
+
+
+PERM32 = Reach(window=32, step=8, each=1)
 
 
 class Perm32(Format):
@@ -43,6 +59,7 @@ class Perm32(Format):
     """
 
     name = "perm32"
+    reach: ClassVar[Reach] = PERM32
     pointers = "slot_ptr"
     defaults: ClassVar[Mapping[str, int]] = {"multiple": 4, "grouped": 0}
 
@@ -56,13 +73,13 @@ class Perm32(Format):
                 "The defaults are 4 and 0.",
             )
         lanes = _lanes(S, params["grouped"])
-        steps = _slide(S, lanes)
+        steps = _slide(S, lanes, self.reach)
         counts = np.zeros(len(lanes) // LANES, np.int64)
         for groups, _, _ in steps:
             counts[groups] += 1
         slot_ptr = pointers(-(-counts // multiple) * multiple)
         windows = np.zeros(slot_ptr[-1], column_dtype(n))
-        indices = np.zeros((slot_ptr[-1], LANES), np.uint8)
+        indices = np.zeros((slot_ptr[-1], LANES * self.reach.each), np.uint8)
         values = np.zeros(indices.shape, np.float32)
         data = np.append(S.data, np.float32(0))
         for k, (groups, window, entries) in enumerate(steps):
@@ -76,27 +93,29 @@ class Perm32(Format):
     def _unpack(self, packed: Packed) -> sparse.csr_array:
         a, columns = packed.arrays, _columns(packed)
         rows = np.repeat(a["rows"].reshape(-1, LANES), np.diff(a["slot_ptr"]), axis=0)
+        rows = rows.repeat(self.reach.each, axis=1)
         return from_coordinates(rows.ravel(), columns.ravel(), a["values"][: len(rows)].ravel(), packed.shape)
 
     def _matvec(self, packed: Packed, x: NDArray[np.floating]) -> NDArray[np.floating]:
         a, columns = packed.arrays, _columns(packed)
         terms = x[..., columns] * a["values"][: len(columns)].astype(x.dtype)
         y = np.empty((*x.shape[:-1], len(a["rows"])), x.dtype)
-        y[..., a["rows"]] = sum_runs(terms, a["slot_ptr"], axis=-2).reshape(y.shape)
+        sums = sum_runs(terms, a["slot_ptr"], axis=-2)
+        y[..., a["rows"]] = sums.reshape(*y.shape, self.reach.each).sum(axis=-1)
         return y[..., : packed.shape[0]]
 
 
-def count_slots(S: sparse.csr_array, grouped: int) -> int:
-    """Slots that perm32 makes of S, without the padding to a `multiple`."""
+def count_slots(S: sparse.csr_array, grouped: int, reach: Reach = PERM32) -> int:
+    """Slots that a look-up format makes of S, without the padding to a `multiple`."""
     S = canonical(S)
-    return sum(len(groups) for groups, _, _ in _slide(S, _lanes(S, grouped)))
+    return sum(len(groups) for groups, _, _ in _slide(S, _lanes(S, grouped), reach))
 
 
 _NONE = 2**40  # the column of a lane that has none left
 
 
-def _slide(S: sparse.csr_array, lanes: Array) -> list[tuple[Array, Array, Array]]:
-    """Slot k of every group that has so many: the groups, their windows, and the entries (groups, 16), nnz for none."""
+def _slide(S: sparse.csr_array, lanes: Array, reach: Reach) -> list[tuple[Array, Array, Array]]:
+    """Slot k of every group that has so many: the groups, their windows, and the entries (groups, 16 each), nnz for none."""
     beyond = np.zeros(len(lanes) - S.shape[0], S.indptr.dtype)
     at, end = (
         np.append(ptr, beyond)[lanes].astype(np.int64).reshape(-1, LANES)
@@ -106,18 +125,21 @@ def _slide(S: sparse.csr_array, lanes: Array) -> list[tuple[Array, Array, Array]
     groups = np.arange(len(at))
     steps: list[tuple[Array, Array, Array]] = []
     while True:
-        following = np.where(at < end, column[at], _NONE)
-        leftmost = following.min(axis=1)
+        leftmost = np.where(at < end, column[at], _NONE).min(axis=1)
         live = leftmost < _NONE
         if not live.all():
             groups, at, end = groups[live], at[live], end[live]
-            following, leftmost = following[live], leftmost[live]
+            leftmost = leftmost[live]
         if not len(groups):
             return steps
-        window = leftmost // STEP * STEP
-        taken = following < (window + WINDOW)[:, None]
-        steps.append((groups, window, np.where(taken, at, S.nnz)))
-        at = at + taken
+        window = leftmost // reach.step * reach.step
+        entries = np.full((*at.shape, reach.each), S.nnz)
+        for i in range(reach.each):
+            following = np.where(at < end, column[at], _NONE)
+            taken = following < (window + reach.window)[:, None]
+            entries[..., i] = np.where(taken, at, S.nnz)
+            at = at + taken
+        steps.append((groups, window, entries.reshape(len(groups), -1)))
 
 
 def _lanes(S: sparse.csr_array, grouped: int) -> NDArray[np.int32]:
@@ -151,7 +173,7 @@ def _alike(S: sparse.csr_array) -> NDArray[np.int64]:
 
 
 def _columns(packed: Packed) -> NDArray[np.int64]:
-    """The column (slots, 16) of each slot's lanes."""
+    """The column (slots, 16 each) of each slot's entries."""
     a = packed.arrays
     slots = a["slot_ptr"][-1]
     columns: NDArray[np.int64] = a["windows"][:slots].astype(np.int64)[:, None] + a["indices"][:slots]
