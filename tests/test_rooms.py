@@ -18,7 +18,7 @@ PACKAGE = Path(tvm_doping.__file__).parent
 # From top to bottom; the rooms of one line are one level and may know each other. A bundle knows how to be
 # stored and run, not how it is made, so it stands above `build`, which makes one.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "arrays", "text", "places"),
+    ("errors", "arrays", "text", "places", "heads", "comparing"),
     ("structures",),
     ("sparsity",),
     ("checkpoint",),
@@ -42,6 +42,8 @@ ONLY: dict[str, set[str]] = {
     "arrays": {"numpy"},
     "text": {"numpy"},
     "places": set(),
+    "heads": set(),
+    "comparing": {"numpy"},
     "structures": {"numpy", "scipy"},
     "sparsity": {"numpy", "scipy"},
     "checkpoint": {"numpy", "scipy", "safetensors"},

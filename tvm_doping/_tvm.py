@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "array_of",
     "bindings",
     "constant",
+    "count_uses",
     "definitions",
     "dps_call",
     "handle",
@@ -73,6 +75,20 @@ def bindings(function: Any) -> Iterator[Any]:
 def definitions(function: Any) -> dict[Any, Any]:
     """Variable -> the expression that it is bound to."""
     return {b.var: b.value for b in bindings(function) if isinstance(b, relax.VarBinding)}
+
+
+def count_uses(function: Any) -> Counter[Any]:
+    """Variable -> how often the function's bindings and its result use it."""
+    found: Counter[Any] = Counter()
+
+    def count(expr: Any) -> None:
+        if isinstance(expr, relax.Var):
+            found[expr] += 1
+
+    for binding in bindings(function):
+        relax.analysis.post_order_visit(binding.value, count)
+    count(function.body.body)
+    return found
 
 
 def op_name(expr: Any) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,10 @@ from torch.export import ExportedProgram
 from tvm_doping import __version__, checkpoint
 from tvm_doping._tvm import relax, tensor, tvm
 from tvm_doping.bundle import Bundle
+from tvm_doping.comparing import difference
 from tvm_doping.errors import DopingError, InvalidInput
-from tvm_doping.frontend import Imported, Signature, import_model
+from tvm_doping.frontend import Imported, Signature, headed, import_model
+from tvm_doping.heads import Head
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.kernels.sparse import ROUNDING
 from tvm_doping.models import load_model
@@ -65,7 +68,8 @@ class Compiled:
     layers        for each LSTM layer and direction and each linear layer, what the manifest says of it;
     compression   of the whole model, "by_parameters" and "by_bytes";
     metrics       what the run folder reported; {} for a bare model;
-    golden        one run by PyTorch: "input.NAME", "state.NAME", "output.NAME", "new_state.NAME";
+    golden        one run by PyTorch: "input.NAME", "state.NAME", "output.NAME", "new_state.NAME", and for outputs that are
+                  indices "scores.NAME", the logits that they were chosen by;
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
     precision     how low stored values may go; precision_error: what it costs, by output and state. Unless it is exact,
                   golden and golden_error are those of the model with its weights as they are stored.
@@ -92,6 +96,7 @@ def compile(
     *,
     example: Any = None,
     batch: int = 1,
+    head: str | None = None,
     dump: str | os.PathLike[str] | None = None,
     precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
@@ -102,6 +107,8 @@ def compile(
     target     a name, or "auto": this machine;
     example    inputs to trace the model with, a tuple; guessed from the model if left out;
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
+    head       what is wanted of the model's first output, its logits (..., V), and returned in their place: "argmax",
+               "log_softmax", "softmax" or "top_k:K" (values, then indices), computed in the kernel of the layer that makes them;
     dump       a folder that gets the IR after each pass;
     precision  how low the stored values of weights may go, "exact" (fp32), "fp16", "bf16" or "int8"; arithmetic is fp32
                whatever is stored, but for the format perm64; what it costs is measured and stands in the manifest
@@ -120,6 +127,7 @@ def compile(
         target,
         example=example,
         batch=batch,
+        head=head,
         dump=dump,
         precision=precision,
         force=force,
@@ -142,6 +150,7 @@ def lower(
     *,
     example: Any = None,
     batch: int = 1,
+    head: str | None = None,
     dump: str | os.PathLike[str] | None = None,
     precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
@@ -154,6 +163,7 @@ def lower(
         raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
     if precision not in PRECISIONS:
         raise InvalidInput("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one.")
+    wanted = None if head is None else Head.parse(head)
     _check_force(force or {})
     metrics: dict[str, Any] = {}
     if isinstance(model, str | os.PathLike):
@@ -163,7 +173,7 @@ def lower(
         check_model(model)
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
-    imported = import_model(model, example, tolerance=tolerance)
+    imported = _imported(model, example, wanted, tolerance)
     context = Context(target=machine, batch=batch, precision=precision, force=force, names=imported.names)
     packed: list[Any] = []
     mod = run_passes(
@@ -216,6 +226,18 @@ def lower(
             "tvm_doping": __version__,
         },
     )
+
+
+def _imported(model: Any, example: Any, head: Head | None, tolerance: float) -> Imported:
+    if head is not None and isinstance(model, ExportedProgram):
+        raise InvalidInput(
+            "head",
+            "a model that it can be put into",
+            "an ExportedProgram",
+            "Pass the nn.Module, or apply the function in its forward before exporting it.",
+        )
+    with headed(model, head) if isinstance(model, nn.Module) else nullcontext():
+        return import_model(model, example, tolerance=tolerance)
 
 
 def _check_force(force: Mapping[str, Any]) -> None:
@@ -281,8 +303,8 @@ def _golden_inputs(imported: Imported) -> Arrays:
 
 
 def _reference_run(imported: Imported, arrays: Arrays) -> Arrays:
-    """Inputs, state, outputs and new state of a run by PyTorch, named as golden values are."""
-    outputs, state = imported.reference(arrays)
+    """Inputs, state, outputs and new state of a run by PyTorch, and the scores of indices, named as golden values are."""
+    outputs, state, scores = imported.reference.run(arrays)
     names = {
         **{spec.name: f"input.{spec.name}" for spec in imported.signature.inputs},
         **{spec.name: f"state.{spec.name}" for spec in imported.signature.state},
@@ -291,6 +313,7 @@ def _reference_run(imported: Imported, arrays: Arrays) -> Arrays:
         **{names[name]: np.ascontiguousarray(array) for name, array in arrays.items()},
         **{f"output.{name}": array for name, array in outputs.items()},
         **{f"new_state.{name}": array for name, array in state.items()},
+        **{f"scores.{name}": array for name, array in scores.items()},
     }
 
 
@@ -336,9 +359,11 @@ def _compare(
         results = main(*map(tensor, inputs), tvm_ffi.Array(list(weights.values())))
         for name, result in zip(names, results, strict=True):
             got, wanted = result.numpy(), run[name]
-            error = float(np.max(np.abs(got.astype("float64") - wanted), initial=0.0))
-            allowed = tolerance * max(1.0, float(np.max(np.abs(wanted), initial=0.0)))
-            if got.shape != wanted.shape or not error <= allowed:
+            scores = run.get(f"scores.{name.removeprefix('output.')}")
+            error, allowed = (
+                difference(got, wanted, tolerance, scores) if got.shape == wanted.shape else (math.inf, 0.0)
+            )
+            if not error <= allowed:
                 raise DopingError(
                     f"{name} of the compiled model, inputs of {[array.shape for array in inputs]}",
                     f"PyTorch's values within {allowed:.3g}",

@@ -3,7 +3,8 @@
     bundle.json            the manifest: what the other files are, and what they need of a machine
     lib.so                 the compiled model: a TVM Relax executable
     weights.safetensors    the packed weights, in the order the manifest lists
-    golden.safetensors     one run: "input.NAME", "state.NAME" before, "output.NAME", "new_state.NAME" after
+    golden.safetensors     one run: "input.NAME", "state.NAME" before, "output.NAME", "new_state.NAME" after, and
+                           "scores.NAME", by which an output that is indices was chosen
     vocabulary.json        language models only: the list of tokens, by index
 
 Reading a bundle checks all of it before any of its code runs. Imports neither torch nor TVM.
@@ -57,7 +58,7 @@ class Bundle:
     manifest    shapes, state, target, layers, versions (manifest.Manifest);
     library     the bytes of lib.so;
     weights     name -> array, 64-byte aligned, in the order `main` takes them;
-    golden      "input.*", "state.*", "output.*", "new_state.*" -> array;
+    golden      "input.*", "state.*", "output.*", "new_state.*", "scores.*" -> array;
     vocabulary  tokens by index, or empty;
     folder      where it was read from or saved to, if anywhere.
     """

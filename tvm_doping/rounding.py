@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm_doping._tvm import relax, tensor, tvm
 from tvm_doping.frontend import Signature
 from tvm_doping.kernels.lowering import TIR_PIPELINE
+from tvm_doping.passes.scores import add_scores
 from tvm_doping.targets import Target, missing_features, resolve
 
 Arrays = dict[str, np.ndarray]
@@ -24,30 +25,37 @@ class Rounded:
 
     def __init__(self, packed: Any, signature: Signature, target: Target) -> None:
         machine = resolve("auto") if missing_features(target.features) else target
+        packed, self.scored = add_scores(packed)
         executable = tvm.compile(packed, machine.tvm(), tir_pipeline=TIR_PIPELINE)
         self.main = relax.VirtualMachine(executable, tvm.cpu())["main"]
         self.signature = signature
 
     def __call__(self, run: Arrays) -> Arrays:
-        """The run with its outputs and new state anew; names as golden values have them."""
+        """The run with its outputs, new state and scores anew; names as golden values have them."""
         s = self.signature
         given = [run[f"input.{x.name}"] for x in s.inputs] + [run[f"state.{x.name}"] for x in s.state]
         names = [f"output.{x.name}" for x in s.outputs] + [f"new_state.{x.name}" for x in s.state]
+        names += [f"scores.{s.outputs[i].name}" for i in self.scored]
         results = self.main(*map(tensor, given))
         results = results if isinstance(results, tvm_ffi.Array) else [results]
         return {**run, **{name: value.numpy() for name, value in zip(names, results, strict=True)}}
 
 
 def measure(exact: list[Arrays], rounded: list[Arrays]) -> dict[str, dict[str, float]]:
-    """For each output and new state, over all runs: the largest difference, and the norm of all relative to the exact ones."""
+    """For each output and new state, over all runs: the largest difference, and the norm of all relative to the exact ones.
+
+    Of outputs that are indices: those of the scores that they were chosen by.
+    """
     errors = {}
     for name in exact[0]:
         if not name.startswith(("output.", "new_state.")):
             continue
+        scores = f"scores.{name.removeprefix('output.')}"
+        of = scores if scores in exact[0] else name
         off = np.concatenate(
-            [(b[name].astype("float64") - a[name]).ravel() for a, b in zip(exact, rounded, strict=True)]
+            [(b[of].astype("float64") - a[of]).ravel() for a, b in zip(exact, rounded, strict=True)]
         )
-        norm = np.sqrt(sum(float(np.square(a[name].astype("float64")).sum()) for a in exact))
+        norm = np.sqrt(sum(float(np.square(a[of].astype("float64")).sum()) for a in exact))
         errors[name] = {
             "max_abs": float(np.abs(off).max(initial=0.0)),
             "relative": float(np.linalg.norm(off) / norm) if norm else 0.0,

@@ -26,6 +26,7 @@ from tvm_doping._runtime import (
 )
 from tvm_doping.arrays import aligned_copy, is_usable
 from tvm_doping.bundle import LIBRARY, Bundle, check_machine
+from tvm_doping.comparing import difference
 from tvm_doping.errors import BundleError, InvalidInput, SessionError
 from tvm_doping.replay import Replay, record
 from tvm_doping.signature import bind, check_range, first_step, mismatch, timeless
@@ -205,7 +206,7 @@ class Session:
         golden = self._golden("output", manifest.outputs) + self._golden("new_state", manifest.state)
         names = [spec.name for spec in (*manifest.outputs, *manifest.state)]
         return max(
-            _compare(manifest, name, as_numpy(result), wanted)
+            _compare(manifest, name, as_numpy(result), wanted, self.bundle.golden.get(f"scores.{name}"))
             for name, result, wanted in zip(names, results, golden, strict=True)
         )
 
@@ -385,15 +386,16 @@ def _unloadable(bundle: Bundle, error: Exception) -> BundleError:
     )
 
 
-def _compare(manifest: Manifest, name: str, got: np.ndarray, golden: np.ndarray) -> float:
+def _compare(
+    manifest: Manifest, name: str, got: np.ndarray, golden: np.ndarray, scores: np.ndarray | None
+) -> float:
     """The largest |got - golden|; BundleError beyond the bundle's tolerance."""
     where = f"{name!r} of {manifest.name!r}"
     if golden.shape != got.shape:
         raise BundleError(
             where, f"a golden value of shape {got.shape}", f"{golden.shape}", "Compile it anew."
         )
-    error = float(np.max(np.abs(got.astype(np.float64) - golden.astype(np.float64)), initial=0.0))
-    allowed = manifest.tolerance * max(1.0, float(np.max(np.abs(golden), initial=0.0)))
+    error, allowed = difference(got, golden, manifest.tolerance, scores)
     if not error <= allowed:  # also catches NaN
         raise BundleError(
             where, f"the golden value within {allowed:.3g}", f"{error:.3g} off", "Compile it anew."

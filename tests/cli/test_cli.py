@@ -9,6 +9,7 @@ import sys
 import time
 import types
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,7 @@ def speaker(monkeypatch, bundle):
         update={
             "tokens": "words",
             "inputs": (TensorSpec(name="tokens", shape=("T", "N"), dtype="int64", below=3),),
+            "outputs": (TensorSpec(name="y", shape=("T", "N", 3), dtype="float32"),),
         }
     )
     made = Bundle(
@@ -309,6 +311,57 @@ def test_run_reads_a_text_file(capsys, speaker, tmp_path):
     code, out, _ = tvm_doping_(capsys, "run", "any", tmp_path / "t.txt")
     assert code == 0 and "perplexity" not in out and "next: '<unk>' 60.0%" in out
     assert speaker.sizes == [1]
+
+
+def says(monkeypatch, speaker, outputs, function):
+    """The speaker returns `function` of its log-probabilities (T, N, 3) instead, outputs: (name, shape, dtype) of each."""
+    specs = tuple(TensorSpec(name=name, shape=shape, dtype=dtype) for name, shape, dtype in outputs)
+    made = speaker.bundle
+    manifest = made.manifest.model_copy(update={"outputs": specs})
+    speaker.bundle = Bundle(manifest=manifest, library=b"", weights={}, golden={}, vocabulary=made.vocabulary)
+    logits = speaker.run
+    monkeypatch.setattr(speaker, "run", lambda tokens: function(logits(tokens)))
+
+
+@pytest.mark.parametrize("axis", [(), (1,)])
+def test_run_reads_indices(capsys, monkeypatch, speaker, axis):
+    spec = ("y", ("T", "N", *axis), "int64")
+    says(monkeypatch, speaker, [spec], lambda y: y.argmax(-1).reshape(*y.shape[:2], *axis))
+    code, out, _ = tvm_doping_(capsys, "run", "any", "--text", "a [b] other a a")
+    assert code == 0 and "5 tokens, 75.0% of those that follow are the one predicted" in out
+    assert out.endswith("next: '[b]'\n")
+
+
+def test_run_reads_the_largest_logits(capsys, monkeypatch, speaker):
+    specs = [("v", ("T", "N", 2), "float32"), ("i", ("T", "N", 2), "int64")]
+
+    def top(y):
+        at = np.argsort(-y, axis=-1)[..., :2]
+        return np.take_along_axis(y, at, -1), at
+
+    says(monkeypatch, speaker, specs, top)
+    code, out, _ = tvm_doping_(capsys, "run", "any", "--text", "a [b] other a other")
+    assert code == 0 and "5 tokens, 100.0% of those that follow are one of the 2 predicted" in out
+    assert f"next: 'a' ({np.log(0.6):.2f}), '[b]' ({np.log(0.3):.2f})" in out
+
+
+def test_run_reads_probabilities(capsys, monkeypatch, speaker):
+    says(monkeypatch, speaker, [("y", ("T", "N", 3), "float32")], np.exp)
+    layer = LayerReport(name="output", op="linear", plan={"head": "softmax"})
+    manifest = speaker.bundle.manifest.model_copy(update={"layers": (layer,)})
+    monkeypatch.setattr(speaker, "bundle", replace(speaker.bundle, manifest=manifest))
+    code, out, _ = tvm_doping_(capsys, "run", "any", "--text", "a [b] other")
+    assert code == 0 and f"perplexity {1 / 0.6:.2f}" in out and "next: 'a' 60.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [(("T", "N", 4), "float32"), (("N",), "int64"), (("T", "N"), "float32")], ids=str
+)
+def test_run_refuses_a_text_for_outputs_that_say_nothing_of_tokens(
+    capsys, monkeypatch, speaker, shape, dtype
+):
+    says(monkeypatch, speaker, [("y", shape, dtype)], lambda y: y)
+    assert "logits of its 3 tokens, or indices" in refused(capsys, "run", "any", "--text", "a")
 
 
 @pytest.mark.parametrize("text", ["", "   "])
@@ -360,14 +413,19 @@ def test_compile_saves_and_shows_the_bundle(capsys, monkeypatch, bundle, tmp_pat
         "format=csr",
         "--batch",
         "4",
+        "--head",
+        "top_k:5",
     ]
     code, printed, _ = tvm_doping_(capsys, *words)
     assert code == 0 and "compiled and checked" in printed
     (run, target, options) = said[0]
     assert (run, target.name) == (tmp_path, "x86-64-v2")
     assert options["force"] == {"format": "csr"} and options["batch"] == 4
+    assert options["head"] == "top_k:5"
     assert Bundle.load(out).library == bundle.library
     assert "x86-64-v3" in refused(capsys, "compile", tmp_path, "--target", "z80")
+    assert "top_k:K" in refused(capsys, "compile", tmp_path, "--head", "best")
+    assert len(said) == 1
 
 
 def test_bench_checks_names_before_it_starts(capsys, tmp_path):

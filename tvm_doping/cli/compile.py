@@ -36,6 +36,14 @@ def compile(
             help="Streams side by side to optimise for; any number runs, with the same results.",
         ),
     ] = 1,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What to return in place of the logits, computed with them: argmax, log_softmax, softmax or top_k:K.",
+            show_default=False,
+        ),
+    ] = None,
     dump: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write the IR into after each pass.")
     ] = None,
@@ -68,10 +76,13 @@ def compile(
     """
     from tvm_doping.bundle import check_place
     from tvm_doping.cli.inspect import show_bundle
+    from tvm_doping.heads import Head
     from tvm_doping.targets import resolve
 
     machine, out = resolve(target), out or Path("bundles") / run.resolve().name
     forced = settings(force, "--force", "format=csr")
+    if head is not None:
+        Head.parse(head)  # before what takes seconds
     check_place(out)
     from tvm_doping.build import compile as build  # takes seconds: only once the rest is in order
 
@@ -82,6 +93,7 @@ def compile(
         run,
         machine,
         batch=batch,
+        head=head,
         dump=dump,
         precision=precision,  # type: ignore[arg-type]
         force=forced or None,

@@ -50,7 +50,7 @@ def run(
     """Run a compiled model on a file or a text.
 
     Inputs have a time axis; the state starts from zero. For text, prints the perplexity and the tokens that
-    are likeliest next.
+    are likeliest next; of a model that gives indices, how often the next token was among them.
 
     Examples: tvm-doping run bundles/small --text "the company said"
 
@@ -95,31 +95,26 @@ def _run_arrays(session: Session, path: Path) -> dict[str, np.ndarray]:
 
 
 def _run_text(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarray]:
-    """Feed the text token by token; the loss is the mean of -log p(token | tokens before), in nats."""
+    """Feed the text token by token, and print what the outputs say of it."""
     import numpy as np
 
+    from tvm_doping.cli.predictions import predictions_of
     from tvm_doping.text import decode, encode
 
     manifest = session.bundle.manifest
     tokens = encode(text, session.bundle.vocabulary, manifest.tokens)[:, None]
     tokens = tokens.astype(manifest.inputs[0].dtype)
+    predictions = predictions_of(manifest, len(session.bundle.vocabulary))
     kept: list[dict[str, np.ndarray]] = []
-    loss, last = 0.0, np.zeros(0)
     for start in range(0, len(tokens), _CHUNK):
         named = _named(session, session.run(tokens[start : start + _CHUNK]))
-        logits = next(iter(named.values()))[:, 0].astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        following = tokens[start + 1 : start + 1 + _CHUNK, 0]
-        loss -= logits[np.arange(len(following)), following].sum()
-        last = logits[-1]
+        predictions.add(list(named.values()), tokens[start + 1 : start + 1 + _CHUNK, 0])
         if keep:
             kept.append(named)
     screen = console()
     if len(tokens) > 1:
-        screen.print(f"{len(tokens):,} tokens, perplexity {np.exp(loss / (len(tokens) - 1)):.2f}")
-    likeliest = np.argsort(-last)[:5]
-    words = (f"{decode(int(i), session.bundle.vocabulary)!r} {np.exp(last[i]):.1%}" for i in likeliest)
+        screen.print(f"{len(tokens):,} tokens, {predictions.summary()}")
+    words = (f"{decode(i, session.bundle.vocabulary)!r}{note}" for i, note in predictions.next())
     screen.print(f"next: {', '.join(words)}", markup=False)
     return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if kept else {}
 

@@ -86,6 +86,27 @@ def result_roles(node: object) -> set[str]:
     return result_roles(source) if node.target in _VIEWS else {"other"}
 
 
+def scores_of(node: object) -> Node | None:
+    """Of a result that is indices from an argmax or a topk over the last axis: the node of the scores; None for others."""
+    if not isinstance(node, Node) or not node.args or not isinstance(node.args[0], Node):
+        return None
+    source = node.args[0]
+    pair = node.target is operator.getitem and source.target in (aten.topk.default, aten.max.dim)
+    if not pair and node.target is not aten.argmax.default:
+        return scores_of(source) if node.target in _VIEWS else None
+    if pair and node.args[1] != 1:
+        return None
+    chosen = source if pair else node
+    scores, position = chosen.args[0], 2 if chosen.target is aten.topk.default else 1
+    axis = (
+        chosen.args[position]
+        if len(chosen.args) > position
+        else chosen.kwargs.get("dim", -1 if pair else None)
+    )
+    assert isinstance(scores, Node)
+    return scores if axis in (-1, scores.meta["val"].dim() - 1) else None
+
+
 def table_rows(node: Node) -> int | None:
     """The rows of the smallest embedding that an integer input indexes; None if it indexes none."""
     rows = [

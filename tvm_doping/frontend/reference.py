@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 from torch.fx import Interpreter, Node
 
-from tvm_doping.frontend.graph import is_layer, is_stack, layer_names
+from tvm_doping.frontend.graph import is_layer, is_stack, layer_names, scores_of
 from tvm_doping.frontend.signature import Signature
+
+Arrays = dict[str, np.ndarray]
 
 
 class Reference:
     """reference(arrays) runs the program on arrays by the names of the signature; a lifted state that is missing is zero.
 
-    Returns the outputs, and the new state, by name.
+    Returns the outputs, and the new state, by name. `run` also returns the scores (..., V) that outputs which are indices were
+    chosen by, by the name of the output.
     """
 
     def __init__(
@@ -26,11 +29,26 @@ class Reference:
     ) -> None:
         self.program, self.given, self.lifted, self.signature = program, given, lifted, signature
 
-    def __call__(
-        self, arrays: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+        return self.run(arrays)[:2]
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
+        """(outputs, new state, scores)."""
+        nodes = {node.name: node for node in self.program.graph.nodes}
+        specs = self.program.graph_signature.output_specs
+        returned = [
+            nodes.get(s.arg.name) for s in specs if s.kind is OutputKind.USER_OUTPUT and _is_tensor(s)
+        ]
+        scores = {
+            tensor.name: node
+            for tensor, result in zip(self.signature.outputs, returned, strict=False)
+            if (node := scores_of(result)) is not None
+        }
         runner = _Runner(
-            self.program, {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}, self.lifted
+            self.program,
+            {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()},
+            self.lifted,
+            frozenset(scores.values()),
         )
         with torch.no_grad():
             results = runner.run(
@@ -45,11 +63,16 @@ class Reference:
         outputs = dict(zip((t.name for t in self.signature.outputs), mine, strict=False))
         explicit = [t.name for t in self.signature.state if t.name in self.given]
         state = {**dict(zip(explicit, mine[len(outputs) :], strict=True)), **runner.final}
-        return _arrays(outputs), _arrays(state)
+        kept = {name: runner.kept[node] for name, node in scores.items()}
+        return _arrays(outputs), _arrays(state), _arrays(kept)
+
+
+def _is_tensor(spec: OutputSpec) -> bool:
+    return isinstance(spec.arg, TensorArgument)
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(value.detach().numpy()) for name, value in tensors.items()}
+    return {name: np.array(value.detach().numpy(), order="C") for name, value in tensors.items()}
 
 
 def _arguments(program: ExportedProgram, inputs: list[Any]) -> list[Any]:
@@ -71,19 +94,27 @@ def _arguments(program: ExportedProgram, inputs: list[Any]) -> list[Any]:
 
 
 class _Runner(Interpreter):
-    """Runs a graph with the initial states of some LSTM layers replaced, and keeps their final ones."""
+    """Runs a graph with the initial states of some LSTM layers replaced, and keeps their final ones, and what `keep` names."""
 
     def __init__(
-        self, program: ExportedProgram, state: Mapping[str, torch.Tensor], lifted: tuple[str, ...]
+        self,
+        program: ExportedProgram,
+        state: Mapping[str, torch.Tensor],
+        lifted: tuple[str, ...],
+        keep: frozenset[Node],
     ) -> None:
         super().__init__(program.graph_module)
-        self.state, self.lifted = state, lifted
+        self.state, self.lifted, self.keep = state, lifted, keep
+        self.kept: dict[Node, torch.Tensor] = {}
         self.names = layer_names(program.graph)
         self.final: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         if not (is_layer(n) or is_stack(n)):
-            return super().run_node(n)
+            value = super().run_node(n)
+            if n in self.keep:
+                self.kept[n] = value
+            return value
         arguments, kwargs = self.fetch_args_kwargs_from_env(n)
         args, names = list(arguments), self.names[n]
         if is_layer(n):

@@ -36,7 +36,7 @@ def why_no_stream(
         return "no input of the model has a time axis that varies"
     inputs, state = _inputs(signature, example)
     try:
-        outputs, final = reference({**inputs, **state})
+        outputs, final = _run(reference, {**inputs, **state})
         wanted = {**outputs, **final}
         for lengths in _PIECES:
             got = _in_pieces(signature, reference, inputs, state, lengths)
@@ -80,10 +80,16 @@ def _in_pieces(
     """The outputs of each piece, and the states after it."""
     results: dict[str, list[np.ndarray]] = {spec.name: [] for spec in (*signature.outputs, *signature.state)}
     for piece in _cut(signature, inputs, lengths):
-        outputs, state = reference({**piece, **state})
+        outputs, state = _run(reference, {**piece, **state})
         for name, array in {**outputs, **state}.items():
             results[name].append(array)
     return results
+
+
+def _run(reference: Reference, arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Outputs and new state; the scores in place of indices chosen by them, which rounding may turn over where they are equal."""
+    outputs, state, scores = reference.run(arrays)
+    return {**outputs, **scores}, state
 
 
 def _cut(signature: Signature, inputs: Arrays, lengths: tuple[int, ...]) -> Iterator[Arrays]:

@@ -1,4 +1,7 @@
-"""One linear layer y = x W^T + b over M independent rows of x (M, I), fp32, M symbolic; W structured, sparse, both or dense."""
+"""One linear layer y = x W^T + b over M independent rows of x (M, I), fp32, M symbolic; W structured, sparse, both or dense.
+
+With a head, what leaves the kernel is the head's outputs in place of y (M, O).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
+from tvm_doping.heads import Head
+from tvm_doping.kernels import head as heads
 from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import LinearPlan
 from tvm_doping.kernels.scope import SLACK, Scope
@@ -19,14 +24,15 @@ def pack(plan: LinearPlan, w: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
     return {"bias": np.ascontiguousarray(bias, "float32"), **product.pack(plan.product, w, plan.config)}
 
 
-def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """The layer in NumPy on packed arrays."""
+def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
+    """The layer in NumPy on packed arrays: y, or the outputs of the plan's head."""
     y: np.ndarray = product.reference(plan.product, arrays)(x) + arrays["bias"]
-    return y.astype("float32")
+    return heads.reference(_head(plan), y.astype("float32"))
 
 
 def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
-    """The function (x, *arrays, y) of the layer."""
+    """The function (x, *arrays, y) of the layer, or (x, *arrays, *outputs of the head)."""
+    head = _head(plan)
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         T.func_attr(
@@ -39,7 +45,10 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
         rows = tirx.Var("rows", "int64")
         x = T.match_buffer(T.arg("x", T.handle()), (rows, plan.inputs))
         packed = product.parameters(arrays)
-        y = T.match_buffer(T.arg("y", T.handle()), (rows, plan.outputs))
+        results = [
+            T.match_buffer(T.arg(f"y{i or ''}", T.handle()), (rows, columns), dtype)
+            for i, (columns, dtype) in enumerate(heads.outputs(head, plan.outputs))
+        ]
 
         def run(streams: Streams) -> None:
             inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
@@ -48,7 +57,12 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
             streams.gather(row(x)[0], inner, plan.inputs)
             product.set_bias(packed["bias"], plan.outputs, scope)
             product.emit(plan.product, scope)
-            streams.scatter(outer, row(y)[1], plan.outputs)
+            for buffer, y in zip(heads.emit(head, plan.outputs, scope), results, strict=True):
+                streams.scatter(buffer, row(y)[1], int(y.shape[1]))
 
         for_each(rows, plan.config.lanes, plan.config.tile, plan.config.tile_from, run)
     return builder.get()
+
+
+def _head(plan: LinearPlan) -> Head | None:
+    return Head.parse(plan.head) if plan.head else None

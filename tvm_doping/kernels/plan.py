@@ -111,11 +111,12 @@ class LstmPlan(_Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearPlan(_Plan):
-    """One linear layer y = x W^T + b over M independent rows of x."""
+    """One linear layer y = x W^T + b over M independent rows of x; head: what is wanted of y (`Head`), "" for y itself."""
 
     inputs: int
     outputs: int
     product: Product
+    head: str = ""
 
     products: ClassVar[tuple[str, ...]] = ("product",)
 

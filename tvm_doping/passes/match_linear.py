@@ -10,14 +10,13 @@ import numpy as np
 
 from tvm_doping._tvm import (
     StringImm,
-    bindings,
     constant,
+    count_uses,
     definitions,
     op_name,
     rebuild,
     relax,
     replace_main,
-    tvm,
 )
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.evaluate import evaluate, is_fixed, origin
@@ -40,7 +39,7 @@ class MatchLinear:
         products = {v: e for v, e in values.items() if self._matches(e, values)}
         if not products:
             return mod
-        uses = _uses(main)
+        uses = count_uses(main)
         sums = {v: m for v, e in values.items() if (m := _sum(e, products, values, uses))}
         absorbed = {product for product, _ in sums.values()}
         taken: Counter[str] = Counter()
@@ -117,16 +116,3 @@ def _sum(expr: Any, products: dict[Any, Any], values: dict[Any, Any], uses: Coun
             value = evaluate(bias, values) if isinstance(bias, relax.Var) else None
             return product, bias if value is None else constant(value)
     return None
-
-
-def _uses(function: Any) -> Counter[Any]:
-    found: Counter[Any] = Counter()
-
-    def count(expr: Any) -> None:
-        if isinstance(expr, relax.Var):
-            found[expr] += 1
-
-    for binding in bindings(function):
-        tvm.relax.analysis.post_order_visit(binding.value, count)
-    count(function.body.body)
-    return found

@@ -13,6 +13,7 @@ from tvm_doping.passes.fuse import Fuse
 from tvm_doping.passes.lift_weights import LiftWeights
 from tvm_doping.passes.lower import Lower
 from tvm_doping.passes.match_embedding import MatchEmbedding
+from tvm_doping.passes.match_head import MatchHead
 from tvm_doping.passes.match_linear import MatchLinear
 from tvm_doping.passes.pack import Pack
 from tvm_doping.passes.recover_structure import RecoverStructure
@@ -26,6 +27,7 @@ def pipeline(context: Context) -> list[Pass]:
         RecoverStructure(context),  # weights -> doping.weight: B (x) C + S, ...
         Choose(context),  # a plan for every layer
         Pack(context),  # weights -> the plan's arrays
+        MatchHead(context),  # argmax, ... of a layer -> its kernel
         Fuse(context),  # a layer -> one kernel
         Lower(context),  # the rest -> TVM's own loops
         LiftWeights(context),  # constants -> the parameter `weights`

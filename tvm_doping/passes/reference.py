@@ -4,7 +4,7 @@ doping.weight(spec, *arrays) -> W (m, n)                    spec: JSON of `struc
 doping.lstm(x, h0, c0, w_ih, w_hh, b_ih, b_hh, reverse, name[, plan]) -> y, h, c
 doping.linear(x, w, b, name[, plan]) -> y                   x (M, I), w (O, I), b (O,), y (M, O)
 doping.lstm_packed(layer, x, h0, c0, *arrays) -> y, h, c    layer: JSON with the plan and the names of the arrays
-doping.linear_packed(layer, x, *arrays) -> y
+doping.linear_packed(layer, x, *arrays) -> y              or the outputs of the plan's head
 doping.embedding(tokens, w, name[, plan]) -> y              tokens (M,) int, w (V, D), y (M, D)
 doping.embedding_packed(layer, tokens, *arrays) -> y
 """
@@ -96,9 +96,11 @@ def _lstm_packed(layer: str, *arguments: Any) -> None:
 
 @tvm.register_global_func("doping.linear_packed", override=True)
 def _linear_packed(layer: str, *arguments: Any) -> None:
-    x, *arrays, y = _views(arguments)
-    plan, named = _unpack(layer, arrays)
-    y[...] = linear.reference(LinearPlan.from_json(plan), named, x)
+    x, *rest = _views(arguments)
+    plan, named = _unpack(layer, rest)
+    results = linear.reference(LinearPlan.from_json(plan), named, x)
+    for y, result in zip(rest[-len(results) :], results, strict=True):
+        y[...] = result
 
 
 @tvm.register_global_func("doping.embedding_packed", override=True)
@@ -110,4 +112,5 @@ def _embedding_packed(layer: str, *arguments: Any) -> None:
 
 def _unpack(layer: str, arrays: list[Any]) -> tuple[str, dict[str, Any]]:
     described = json.loads(layer)
-    return json.dumps(described["plan"]), dict(zip(described["arrays"], arrays, strict=True))
+    names = described["arrays"]
+    return json.dumps(described["plan"]), dict(zip(names, arrays[: len(names)], strict=True))
