@@ -62,6 +62,11 @@ def test_every_sample_is_kept_and_summarised(results: dict[str, Any]) -> None:
         for engine in cell["engines"]:
             assert len(engine["samples_us"]) == engine["us"]["samples"] >= 7
             assert engine["us"]["median"] == pytest.approx(np.median(engine["samples_us"]), abs=0.01)
+            assert ("tokens_per_second" in engine) == (cell["scope"] == "model")
+            if cell["scope"] == "model":
+                assert engine["tokens_per_second"] * engine["us"]["median"] == pytest.approx(
+                    1e6 * cell["steps"]
+                )
 
 
 def test_fp32_engines_agree_with_pytorch_and_int8_says_by_how_much_it_does_not(

@@ -85,6 +85,26 @@ def test_a_row_gives_time_spread_and_ratio_to_ours() -> None:
     assert floor.errors == ("", "")
 
 
+def test_the_whole_model_has_tokens_a_second() -> None:
+    given = results()
+    for cell in given["cells"]:
+        cell["batch"] = 4
+    ours, onnx, *_ = report.rows(given, "model")
+    assert ours.rates == ("200,000", "200,000")
+    assert onnx.rates == ("8,000", "8,000")
+    assert next(report.rows(given, "lstm")).rates == ()
+    text = report.markdown(given)
+    assert text.count("tokens/s |") == 2
+    model = text[text.index("Whole model") :]
+    assert "| 20.0 (18.0-24.0) | 200,000 |  | 1.0e-07 |" in model
+    assert "| T = 1: µs a call (p20-p80) | tokens/s | to tvm_doping | error |" in model
+    assert {line.count("|") for line in model.splitlines() if line.startswith("|")} == {11}
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(bench.table(given))
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("Tokens a second: tvm_doping 200,000, onnxruntime 8,000,") == 2
+
+
 def test_the_table_fits_into_80_columns_whole() -> None:
     screen = Console(file=io.StringIO(), width=80)
     screen.print(bench.table(results()))

@@ -14,7 +14,7 @@ from tvm_doping.bench.engines import ENGINES, make
 from tvm_doping.bench.engines.doped import Doped
 from tvm_doping.bench.engines.stream import Engine, Stream
 from tvm_doping.bench.machine import describe, pinned
-from tvm_doping.bench.measure import interleave, summarise
+from tvm_doping.bench.measure import interleave, summarise, tokens_a_second
 from tvm_doping.bench.subject import Subject, outputs_alone, subject_of
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BenchError
@@ -101,6 +101,9 @@ def measure_model(
                 echo(f"{scope}, T = {t}: checking against PyTorch, then timing")
                 share = seconds / (len(scopes) * len(steps))
                 cell = _cell(engines, _precisions(engines, precision), what, t, batch, share, seed)
+                if scope == "model":
+                    for engine in cell:
+                        engine["tokens_per_second"] = tokens_a_second(t, batch, engine["us"]["median"])
                 results["cells"].append({"scope": scope, "steps": t, "batch": batch, "engines": cell})
     results["machine"]["load_after"] = [round(value, 2) for value in os.getloadavg()]
     return results

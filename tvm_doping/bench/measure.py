@@ -83,3 +83,8 @@ def _sample(call: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         call()
     return (time.perf_counter() - start) / repeats * 1e6
+
+
+def tokens_a_second(steps: int, batch: int, us: float) -> float:
+    """Of calls of `us` microseconds, each `steps` tokens of `batch` streams."""
+    return 1e6 * steps * batch / us

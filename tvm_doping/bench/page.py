@@ -19,7 +19,7 @@ def page(results: dict[str, Any], images: dict[str, bytes]) -> str:
         {
             "title": report.TITLES[scope],
             "headline": report.headline(results, scope),
-            "steps": report.steps_of(results, scope),
+            "heads": [head for t in report.steps_of(results, scope) for head in report.heads(scope, t)],
             "rows": list(report.rows(results, scope)),
             "image": base64.b64encode(images[scope]).decode(),
             "facts": results["model"][scope],

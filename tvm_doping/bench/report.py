@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvm_doping.bench.measure import tokens_a_second
 from tvm_doping.errors import BenchError
 from tvm_doping.places import check_writable
 
 DOPED = "tvm_doping"
 EXPLANATION = (
     "to tvm_doping: how many times as long a call takes. "
+    "tokens/s: of the median, all streams together. "
     "error: the largest difference from PyTorch's outputs, over three calls."
 )
 TITLES = {"lstm": "LSTM layers alone", "model": "Whole model"}
@@ -22,18 +24,26 @@ TITLES = {"lstm": "LSTM layers alone", "model": "Whole model"}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One engine in one scope: texts, T by T."""
+    """One engine in one scope: texts, T by T. rates: tokens a second, of the whole model only."""
 
     name: str
     precision: str
     times: tuple[str, ...]
     ratios: tuple[str, ...]
     errors: tuple[str, ...]
+    rates: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[str]:
-        """Time, ratio, error, T by T."""
-        return [cell for triple in zip(self.times, self.ratios, self.errors, strict=True) for cell in triple]
+        """What `heads` says, T by T."""
+        columns = [self.times, *([self.rates] if self.rates else []), self.ratios, self.errors]
+        return [cell for each in zip(*columns, strict=True) for cell in each]
+
+
+def heads(scope: str, steps: int) -> list[str]:
+    """The heads of a row's cells for one T."""
+    rate = ["tokens/s"] if scope == "model" else []
+    return [f"T = {steps}: µs a call (p20-p80)", *rate, "to tvm_doping", "error"]
 
 
 def renderable(results: dict[str, Any]) -> Any:
@@ -49,14 +59,17 @@ def renderable(results: dict[str, Any]) -> Any:
             table = Table()
             table.add_column(f"T = {steps}", no_wrap=True)
             table.add_column("")
-            for head in ("µs a call (p20-p80)", "to tvm_doping", "error"):
-                table.add_column(head, justify="right", no_wrap=True)
+            for title in ("µs a call (p20-p80)", "to tvm_doping", "error"):
+                table.add_column(title, justify="right", no_wrap=True)
             for row in rows(results, scope):
                 style = "bold green" if row.name == DOPED else None
                 table.add_row(
                     row.name, row.precision, row.times[at], row.ratios[at], row.errors[at], style=style
                 )
             parts.append(table)
+            if scope == "model":  # beside the times it would not fit
+                rates = (f"{row.name} {row.rates[at]}" for row in rows(results, scope))
+                parts.append(Text(f"Tokens a second: {', '.join(rates)}."))
     return Group(*parts, Text(EXPLANATION), Text(caption(results), style="dim"))
 
 
@@ -65,10 +78,10 @@ def markdown(results: dict[str, Any]) -> str:
     lines: list[str] = []
     for scope in scopes(results):
         steps = steps_of(results, scope)
-        heads = [head for t in steps for head in (f"T = {t}: µs a call (p20-p80)", "to tvm_doping", "error")]
+        titles = [title for t in steps for title in heads(scope, t)]
         lines += [f"**{TITLES[scope]}**: {headline(results, scope)}", ""]
-        lines.append("| " + " | ".join(["engine", "", *heads]) + " |")
-        lines.append("|---|---|" + "---:|" * (3 * len(steps)))
+        lines.append("| " + " | ".join(["engine", "", *titles]) + " |")
+        lines.append("|---|---|" + "---:|" * len(titles))
         lines += [
             "| " + " | ".join([row.name, row.precision, *row.cells]) + " |" for row in rows(results, scope)
         ]
@@ -138,6 +151,9 @@ def rows(results: dict[str, Any], scope: str) -> Iterator[Row]:
                 for engine, our in zip(same, ours, strict=True)
             ),
             errors=tuple("" if engine["error"] is None else f"{engine['error']:.1e}" for engine in same),
+            rates=tuple(_rate(cell, engine) for cell, engine in zip(cells, same, strict=True))
+            if scope == "model"
+            else (),
         )
 
 
@@ -166,6 +182,10 @@ def caption(results: dict[str, Any]) -> str:
         f"{name} {version}" for name, version in machine["versions"].items() if name != "tvm-doping"
     )
     return f"{machine['cpu']} ({machine['cores']} cores; {caches}); {versions}; {results['created']}"
+
+
+def _rate(cell: dict[str, Any], engine: dict[str, Any]) -> str:
+    return f"{tokens_a_second(cell['steps'], cell['batch'], engine['us']['median']):,.0f}"
 
 
 def _time(us: dict[str, float]) -> str:
