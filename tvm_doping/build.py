@@ -114,7 +114,7 @@ def compile(
                whatever is stored, but for the format perm64; what it costs is measured and stands in the manifest
                (`precision_error`);
     force      {"format": name}: the sparse format of every weight that has an S; {"structure": "dense"}: weights as
-               they are, no structure is looked for;
+               they are, no structure is looked for; {"structure": "kept"}: none is multiplied out, even where dense is faster;
     tolerance  largest difference from PyTorch, relative to max(1, largest output); of a precision other than exact, from
                the model with its weights as they are stored. It grows to what the precision costs where the format perm64,
                which rounds x as well, was chosen: numbers are not always rounded the same way.
@@ -242,7 +242,7 @@ def _imported(model: Any, example: Any, head: Head | None, tolerance: float) -> 
 
 def _check_force(force: Mapping[str, Any]) -> None:
     """Names and values that nothing would look at are errors: a typing error must not pass for a choice."""
-    known = {"format": tuple(FORMATS), "structure": ("dense",)}
+    known = {"format": tuple(FORMATS), "structure": ("dense", "kept")}
     for name, value in force.items():
         if name not in known:
             raise InvalidInput("force", f"one of {', '.join(known)}", repr(name), "Correct the name.")

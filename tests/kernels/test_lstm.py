@@ -79,7 +79,17 @@ def test_formats_on_older_cpus(target: str, format: str) -> None:
 @pytest.mark.parametrize("family", ["kronecker", "low_rank", "hybrid", "dense", "zero"])
 def test_families(family: str, target: str) -> None:
     machine, w = target_or_skip(target), doped(family, 0.1)
-    check_lstm(w, schedules.choose_lstm(*w, reverse=False, target=machine), machine, SHAPES)
+    plan = schedules.choose_lstm(*w, reverse=False, target=machine, force={"structure": "kept"})
+    check_lstm(w, plan, machine, SHAPES)
+
+
+@pytest.mark.parametrize("family", ["kronecker", "low_rank", "dense"])
+def test_multiplied_out(family: str) -> None:
+    """A plan may have the whole weight as a dense matrix, whatever structure it has."""
+    machine, w = target_or_skip("x86-64-v3"), doped(family, 0.6)
+    plan = schedules.choose_lstm(*w, reverse=False, target=machine)
+    assert plan.input.format == plan.recurrent.format == "dense" and plan.input.nnz == 0
+    check_lstm(w, plan, machine, SHAPES)
 
 
 def test_fallback_runs_scalar_code() -> None:

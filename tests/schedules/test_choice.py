@@ -105,3 +105,44 @@ def test_a_batch_that_fits_half_a_vector_takes_half_vectors(batch: int, lanes: i
         w, w, reverse=False, target=target, batch=batch, force={"format": "perm32"}
     )
     assert forced.config.lanes == 16  # its look-up takes whole registers
+
+
+def test_all_that_was_weighed_is_kept_fastest_first() -> None:
+    w = doped(2560, 640, 0.05)
+    plan = schedules.choose_lstm(w, w, reverse=False, target=targets.resolve("x86-64-v3"), batch=8)
+    for each in (plan.input, plan.recurrent):
+        weighed = [other.format for other in each.alternatives]
+        assert {"csr", "sell16", "block4", "block8", "block16", "dense"} == set(weighed)
+        assert each.sparse in weighed and all(other.reason for other in each.alternatives)
+        cycles = [other.cycles for other in each.alternatives]
+        assert cycles == sorted(cycles)
+
+
+def test_dense_where_it_is_faster_unless_the_structure_is_to_be_kept() -> None:
+    target, small = targets.resolve("x86-64-v3"), doped(256, 64, 0.3)
+    plan = schedules.choose_linear(small, target=target)
+    assert (plan.product.format, plan.product.part.kind, plan.product.sparse) == ("dense", "dense", None)
+    assert plan.product.alternatives[0].format == "dense" and "multiplied out" in plan.reason
+    kept = schedules.choose_linear(small, target=target, force={"structure": "kept"})
+    assert kept.product.sparse is not None and kept.product.part.kind == "zero"
+    large = schedules.choose_linear(doped(2560, 640, 0.03), target=target)
+    assert large.product.sparse is not None
+
+
+def test_structure_alone_is_weighed_against_dense() -> None:
+    def kronecker(*shapes: tuple[int, int]) -> structures.Kronecker:
+        return structures.Kronecker(*(np.ones(shape, "float32") for shape in shapes))
+
+    target = targets.resolve("x86-64-v3")
+    cheap = schedules.choose_linear(kronecker((20, 130), (130, 10)), target=target).product
+    assert cheap.format == "none" and {a.format for a in cheap.alternatives} == {None, "dense"}
+    tiny = schedules.choose_linear(kronecker((1, 1), (64, 64)), target=target).product
+    assert tiny.format == "dense"
+    forced = schedules.choose_linear(kronecker((1, 1), (64, 64)), target=target, force={"format": "csr"})
+    assert forced.product.format == "none"  # a format is that of S; the structure stays
+
+
+def test_a_dense_weight_has_one_way_to_run() -> None:
+    w = structures.Dense(np.ones((64, 16), "float32"))
+    (only,) = schedules.choose_linear(w, target=targets.resolve("x86-64-v3")).product.alternatives
+    assert (only.format, only.bytes) == ("dense", 4096) and only.cycles > 0

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tvm_doping.cli import bench, bench_matrix, compile, inspect, run, targets, train
+from tvm_doping.cli import bench, bench_choice, bench_matrix, compile, inspect, run, targets, train
 from tvm_doping.errors import DopingError, UnfinishedWarning
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for verb in (
     run.run,
     bench.bench,
     bench_matrix.bench_matrix,
+    bench_choice.bench_choice,
     targets.targets,
 ):
     app.command()(verb)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from tvm_doping.bundle import Bundle
     from tvm_doping.checkpoint import Checkpoint
+    from tvm_doping.manifest import LayerReport
     from tvm_doping.structures import Structure
+
+_NOMINAL_GHZ = 3.0  # of the predicted times shown: what a server core sustains, roughly
 
 
 def inspect(
@@ -98,6 +101,9 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
     if manifest.layers:
         out.print(layers)
 
+    for layer in manifest.layers:
+        _show_alternatives(layer, out)
+
     stored = table("", "", "")
     stored.show_header = False
     if manifest.compression is not None:
@@ -137,6 +143,42 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
     if manifest.records:
         stored.add_row("tuning records", ", ".join(manifest.records))
     out.print(stored)
+
+
+def _show_alternatives(layer: LayerReport, out: Console) -> None:
+    """What the schedule weighed for each product of a layer. Times are cycles at a nominal clock: only their ratios count."""
+    names = {"input": "W_ih", "recurrent": "W_hh", "product": "W"}
+    weighed = table(
+        f"{layer.name}: what was weighed, fastest first (predicted, a step, at {_NOMINAL_GHZ:g} GHz)",
+        *("", "format", ">lanes", ">cycles", ">µs", ">bytes", "why"),
+    )
+    for key, name in names.items():
+        product = layer.plan.get(key, {})
+        others = product.get("alternatives", [])
+        dense = product.get("part", {}).get("kind") == "dense" and not product.get("sparse")
+        chosen = ("dense" if dense else product.get("sparse"), product.get("values"))
+        # the two products of a layer share a width, which need not be the one that this product was weighed at
+        lanes = layer.plan.get("config", {}).get("lanes")
+        exact = any(other["lanes"] == lanes for other in others if _way(other) == chosen)
+        for other in others:
+            mark = " *" if _way(other) == chosen and (other["lanes"] == lanes or not exact) else ""
+            narrow = "" if other["values"] == "fp32" else f" {other['values']}"
+            weighed.add_row(
+                name,
+                f"{other['format'] or 'none'}{narrow}{mark}",
+                str(other["lanes"]),
+                f"{other['cycles']:,}",
+                f"{other['cycles'] / _NOMINAL_GHZ / 1e3:.1f}",
+                size(other["bytes"]),
+                other["reason"],
+            )
+    if weighed.row_count:
+        weighed.caption = "* chosen; a much smaller format is preferred to one that is a little faster"
+        out.print(weighed)
+
+
+def _way(alternative: dict[str, Any]) -> tuple[str | None, str]:
+    return alternative["format"], alternative["values"]
 
 
 def _show_run(path: Path, run: Checkpoint, out: Console) -> None:

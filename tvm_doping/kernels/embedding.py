@@ -48,7 +48,7 @@ def prim_func(
             {
                 "tirx.noalias": True,
                 "doping.kernel": "embedding",
-                "doping.format": plan.product.sparse or "none",
+                "doping.format": plan.product.format,
             }
         )
         count = tirx.Var("rows", "int64")

@@ -39,7 +39,7 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
             {
                 "tirx.noalias": True,
                 "doping.kernel": "linear",
-                "doping.format": plan.product.sparse or "none",
+                "doping.format": plan.product.format,
             }
         )
         rows = tirx.Var("rows", "int64")

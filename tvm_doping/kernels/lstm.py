@@ -52,7 +52,7 @@ def reference(
 
 def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lstm") -> tvm.tirx.PrimFunc:
     """The function (x, h0, c0, *arrays, y, h, c) of the layer."""
-    formats = f"{plan.input.sparse or 'none'},{plan.recurrent.sparse or 'none'}"
+    formats = f"{plan.input.format},{plan.recurrent.format}"
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": formats})

@@ -54,11 +54,28 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A way to run a product that was weighed when its plan was made; the one chosen is among them.
+
+    cycles  what a step of all streams was predicted to take, structured part included; bytes: of the stored weight.
+    """
+
+    format: str | None
+    values: ValueType
+    lanes: int
+    cycles: int
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Product:
     """y += (structured part) z + S z.
 
+    part    that of the weight, or of kind "dense" and without S where the plan has the weight multiplied out.
     sparse  the format of S and its packing parameters; None where S is empty. nnz: the nonzeros of S.
     values  how the values of S and of dense matrices (W, U, V, D) are stored; the factors of a Kronecker product stay fp32.
+    alternatives  what else could have run, fastest first; nothing that the kernel depends on.
     """
 
     part: Part
@@ -66,6 +83,7 @@ class Product:
     nnz: int = 0
     params: dict[str, int] = field(default_factory=dict)
     values: ValueType = "fp32"
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -74,6 +92,11 @@ class Product:
     @property
     def columns(self) -> int:
         return self.part.shape[1]
+
+    @property
+    def format(self) -> str:
+        """As reports name it: the format of S; "dense" for a dense matrix alone, "none" for another structure alone."""
+        return self.sparse or ("dense" if self.part.kind == "dense" else "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +163,8 @@ def _decode(raw: dict[str, Any], products: tuple[str, ...]) -> dict[str, Any]:
             "shape": tuple(fields["part"]["shape"]),
             "dims": tuple(fields["part"]["dims"]),
         }
-        return Product(**{**fields, "part": Part(**part)})
+        alternatives = tuple(Alternative(**a) for a in fields["alternatives"])
+        return Product(**{**fields, "part": Part(**part), "alternatives": alternatives})
 
     decoded = {name: product(raw[name]) for name in products}
     return {**raw, **decoded, "config": Config(**raw["config"]), "rejected": tuple(raw["rejected"])}

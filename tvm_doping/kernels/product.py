@@ -15,6 +15,7 @@ from tvm_doping.kernels.emit import Buffer, copy, load, splat, store
 from tvm_doping.kernels.plan import Config, Part, Product
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.sparsity.values import round_bf16
+from tvm_doping.structures import Dense
 
 _ROOM: dict[str, Any] = {"kronecker": kronecker, "dense": dense, "low_rank": dense, "hybrid": dense}
 
@@ -23,7 +24,10 @@ def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> 
     """The arrays of a product, named with `prefix`: the structured part's own, and those of S behind "S."."""
     arrays: dict[str, np.ndarray] = {}
     if product.part.kind != "zero":
-        arrays |= _ROOM[product.part.kind].pack(base_of(structure), config, product.values)
+        # a dense part without S is the whole weight, whatever structure it has
+        alone = product.part.kind == "dense" and product.sparse is None
+        base = Dense(structure.to_dense()) if alone else base_of(structure)
+        arrays |= _ROOM[product.part.kind].pack(base, config, product.values)
     if product.sparse is not None:
         packed = sparsity.pack(product.sparse, structure.S, values=product.values, **product.params)
         arrays |= {"S." + name: array for name, array in packed.arrays.items()}

@@ -104,7 +104,7 @@ def _layer(
         "structure": "; ".join(describe(w) for w in weights),
         "shape": [size for w in weights for size in w.shape],
         "kernel": operation,
-        "format": ", ".join(dict.fromkeys(p.sparse or "none" for p, _, _ in products)),
+        "format": ", ".join(dict.fromkeys(p.format for p, _, _ in products)),
         "values": ", ".join(dict.fromkeys(p.values for p, _, _ in products)),
         "rounding": _rounding(products, arrays),
         "reason": plan.reason,

@@ -10,10 +10,11 @@ from scipy import sparse as sp
 
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
-from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Product
+from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
 from tvm_doping.schedules import fallback, x86
 from tvm_doping.schedules.embedding import choose_embedding
-from tvm_doping.schedules.layer import Candidate, Declined, Layer
+from tvm_doping.schedules.layer import DENSE, Candidate, Declined, Layer
+from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target
 
@@ -41,7 +42,8 @@ def choose_lstm(
     precision: Precision = "exact",
     force: dict[str, Any] | None = None,
 ) -> LstmPlan:
-    """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format.
+    """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format of
+    S; {"structure": "kept"} keeps a weight from being multiplied out where dense is predicted to be faster.
 
     precision: how low the stored values may go.
 
@@ -96,10 +98,14 @@ def layer_of(structure: Any, batch: int = 1, precision: Precision = "exact") -> 
 
 
 def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple[Candidate, tuple[str, ...]]:
-    allowed = frozenset([force["format"]]) if force and force.get("format") else None
+    allowed = None
+    if force and force.get("format"):
+        allowed = frozenset([force["format"]])
+    elif force and force.get("structure") == "kept":
+        allowed = frozenset(FORMATS)
     reasons: list[str] = []
     for name, choose in SCHEDULES.items():
-        if allowed is not None and name == "fallback" and allowed != {"csr"}:
+        if allowed is not None and name == "fallback" and "csr" not in allowed:
             break
         answer = choose(layer, target, allowed)
         if isinstance(answer, Candidate):
@@ -114,10 +120,12 @@ def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple
 
 
 def _product(layer: Layer, chosen: Candidate) -> Product:
+    dense = chosen.format == DENSE
     return Product(
-        part=layer.part,
-        sparse=chosen.format,
-        nnz=int(layer.sparse.nnz),
+        part=Part(kind="dense", shape=layer.part.shape) if dense else layer.part,
+        sparse=None if dense else chosen.format,
+        nnz=0 if dense else int(layer.sparse.nnz),
         params=dict(chosen.params),
         values=chosen.values,
+        alternatives=chosen.alternatives,
     )

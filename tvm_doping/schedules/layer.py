@@ -7,10 +7,13 @@ from functools import cached_property
 
 from scipy import sparse as sp
 
-from tvm_doping.kernels.plan import Config, Part
+from tvm_doping.kernels.plan import Alternative, Config, Part
 from tvm_doping.sparsity.formats.perm import count_slots
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.values import Precision, ValueType
+
+# The format, among candidates, of the whole weight as a dense matrix.
+DENSE = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,9 @@ class Candidate:
     """One way to run a product.
 
     values  how the values of S and of dense matrices are stored.
-    cycles  what S is predicted to take for one stream; tile_cycles: for a tile of one stream a lane. bytes: what S takes.
+    format  of S; None where S is empty; DENSE: the structured part and S multiplied out.
+    cycles  what the product is predicted to take for one stream; tile_cycles: for a tile of one stream a lane. bytes: of weights.
+    alternatives  all that was weighed, this one too.
     """
 
     format: str | None
@@ -61,6 +66,7 @@ class Candidate:
     bytes: float
     reason: str
     values: ValueType = "fp32"
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

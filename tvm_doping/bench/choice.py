@@ -1,0 +1,152 @@
+"""The proof of choice: every format that the schedules could have taken, compiled by force and timed beside what they chose."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tvm_doping.bench import variants
+from tvm_doping.bench.cells import FULL, Axes, Group, Variant, filtered, groups, streams_compiled_for
+from tvm_doping.bench.engines.doped import Doped
+from tvm_doping.bench.machine import describe, pinned
+from tvm_doping.bench.measure import interleave, summarise
+from tvm_doping.bench.report import check_folder
+from tvm_doping.bundle import Bundle
+from tvm_doping.errors import DopingError, ScheduleError
+from tvm_doping.sparsity import FORMATS
+from tvm_doping.targets import Target, resolve
+
+FORMAT_VERSION = 1
+CHOSEN, DENSE = "chosen", "dense"
+WITHIN = 1.1  # of the best measured: what counts as a right choice
+AXES: Axes = {
+    **FULL,
+    "H": (128, 256, 650, 1500),
+    "compression": (5, 20, 50),
+    "pattern": ("unstructured", "block16"),
+    "batch": (1, 8, 32),
+    "T": (1, 35),
+}
+
+
+def run(
+    out: str | Path,
+    *,
+    only: Sequence[str] = (),
+    seconds: float = 4.0,
+    target: str = "auto",
+    axes: Axes | None = None,
+    echo: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure each cell, all candidates and the choice interleaved in one run, and write choice.json and choice.md after each.
+
+    only, axes  as in bench.matrix.run; seconds: of measuring a cell. Returns what choice.json holds.
+    """
+    folder, machine = Path(out), resolve(target)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "cells": [],
+    }
+    for group in groups(filtered(axes or AXES, only), machine.lanes):
+        for variant in group.variants:
+            try:
+                results["cells"].append(_cell(group, variant, machine, seconds))
+            except DopingError as error:  # a size or density at which the pattern does not exist
+                echo(f"{group.name}, {variant.name}: {' '.join(str(error).split())}")
+                continue
+            echo(_line(results["cells"][-1]))
+            for name, text in (("choice.json", json.dumps(results)), ("choice.md", markdown(results))):
+                fresh = folder / f".{name}.new"
+                fresh.write_text(text)
+                os.replace(fresh, folder / name)
+    variants.forget()
+    return results
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """How often the choice was right, and a row a cell."""
+    cells = results["cells"]
+    right = sum(cell["loss"] <= WITHIN for cell in cells)
+    lines = [
+        f"In {right} of {len(cells)} cells ({right / max(1, len(cells)):.0%}) the choice is within 10 % of the best measured.",
+        "",
+        "| H | batch | T | model | chosen | µs | best | µs | chosen / best |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for c in cells:
+        of = c["us"]
+        row = (c["H"], c["batch"], c["T"], c["model"], c["formats"], f"{of[CHOSEN]['median']:.4g}", c["best"])
+        lines.append(
+            "| " + " | ".join(map(str, (*row, f"{of[c['best']]['median']:.4g}", f"{c['loss']:.2f}"))) + " |"
+        )
+    return "\n".join([*lines, "", f"{results['machine']['cpu']}; {results['created']}", ""])
+
+
+def _cell(group: Group, variant: Variant, target: Target, seconds: float) -> dict[str, Any]:
+    streams_of = streams_compiled_for(group.batch, target.lanes)
+    bundles = {CHOSEN: variants.compiled(group.H, variant, target.name, streams_of)}
+    taken = _formats(bundles[CHOSEN])
+    for name in FORMATS:
+        if taken == {name}:
+            continue  # the same code: the choice stands for it
+        try:
+            bundles[name] = variants.compiled(
+                group.H, variant, target.name, streams_of, force=(("format", name),)
+            )
+        except ScheduleError:
+            continue  # no candidate on this target
+    if taken != {DENSE}:
+        bundles[DENSE] = variants.compiled(group.H, None, target.name, streams_of)
+    x = variants.dense(group.H).inputs(group.T, group.batch, 1, 0)[0]
+    with pinned(group.threads):
+        streams = {name: Doped(bundle).open(group.T, group.batch) for name, bundle in bundles.items()}
+        calls = {name: (lambda stream=stream: stream.call(x)) for name, stream in streams.items()}
+        samples = interleave(calls, seconds=seconds)
+    us = {
+        name: {key: float(f"{value:.5g}") for key, value in summarise(values).items()}
+        for name, values in samples.items()
+    }
+    best = min(us, key=lambda name: us[name]["median"])
+    return {
+        "H": group.H,
+        "batch": group.batch,
+        "T": group.T,
+        "threads": group.threads,
+        "model": variant.name,
+        "formats": ", ".join(sorted(taken)),
+        "best": best,
+        "loss": round(us[CHOSEN]["median"] / us[best]["median"], 4),
+        "us": us,
+        "predicted": _predicted(bundles[CHOSEN]),
+    }
+
+
+def _formats(bundle: Bundle) -> set[str]:
+    return {name for layer in bundle.manifest.layers for name in layer.format.split(", ")}
+
+
+def _predicted(bundle: Bundle) -> dict[str, int]:
+    """Cycles of all products by format, as the schedules predicted them for a step; of a format in two widths the faster."""
+    total: dict[str, int] = {}
+    for layer in bundle.manifest.layers:
+        for key in ("input", "recurrent"):
+            best: dict[str, int] = {}
+            for other in layer.plan[key]["alternatives"]:
+                name = str(other["format"])
+                best[name] = min(other["cycles"], best.get(name, other["cycles"]))
+            for name, cycles in best.items():
+                total[name] = total.get(name, 0) + cycles
+    return total
+
+
+def _line(cell: dict[str, Any]) -> str:
+    where = f"H {cell['H']}, batch {cell['batch']}, T {cell['T']}, {cell['model']}"
+    return f"{where}: chose {cell['formats']}, best {cell['best']}, {cell['loss']:.2f} of it"

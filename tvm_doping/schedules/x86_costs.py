@@ -1,0 +1,240 @@
+"""What a product costs on x86-64, format by format: the numbers behind the schedules' choice.
+
+The constants of AVX2 were measured on one core of an AMD Zen 3 server, those of AVX-512 on AMD Zen 4 and Zen 5 servers; only their
+ratios matter to the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse as sp
+
+from tvm_doping.schedules.layer import Layer
+from tvm_doping.targets import Target
+
+# AVX2 and below, AVX-512. Cycles, if nothing else is said.
+_RATES: dict[str, tuple[float, float]] = {
+    # Bytes a cycle that one core reads from its L2, its L3, and memory, as weights: in one stream, used as they come.
+    "l2": (30.0, 60.0),
+    "l3": (17.5, 25.0),
+    "memory": (7.0, 9.0),
+    # Of a cache, what a product may count on: a model's products share it, four for a two-layer LSTM, with what runs beside it.
+    "share": (0.2, 0.12),
+    # An FMA of a tile with the load of its vector of streams and of its index: where the tile's inputs fit the L1 beside the
+    # weights that pass through it, and where they come from the L2.
+    "tile": (1.2, 1.1),
+    "tile_l2": (1.45, 1.5),
+    # Of what such an FMA takes in a block, whose rows share the load of the streams.
+    "tile_block": (0.5, 0.6),
+    # A nonzero of CSR: scalar loads of its index, value and input. A row: its loop, and the sum of its accumulators.
+    "csr": (1.0, 1.67),
+    "csr_row": (2.0, 8.0),
+    "csr_row_tile": (2.0, 4.4),
+    # A nonzero of SELL-16: four scalar loads and shuffles make a vector of four. A group: its loop, its sums to their rows.
+    "sell16": (0.8, 0.8),
+    "sell16_group": (30.0, 30.0),
+    "sell16_group_tile": (15.0, 0.0),
+    # A block: its column's index and broadcast, and the FMA of each vector of rows. A group of rows: its loop.
+    "block": (0.9, 0.5),
+    "block_fma": (0.6, 0.6),
+    "block_group": (3.0, 12.0),
+    # The FMA of a dense matrix, where it need not wait for memory; in a tile, register tiles share the loads. A vector of rows.
+    "dense": (0.75, 0.6),
+    "dense_tile": (0.6, 0.6),
+    "dense_rows": (12.0, 12.0),
+    # The FMA of a Kronecker product, whose loops are short; in a tile they are longer.
+    "kronecker": (0.55, 1.0),
+    "kronecker_tile": (0.6, 1.0),
+}
+# Of a tile's inputs, how much of the L1 they may take: the weights pass through it.
+_SHARE_OF_L1 = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A product in one format, without its reading.
+
+    cycles  of one stream; tile: of a tile of one stream a lane; stored: values, padding included; bytes, with fp32 values; why.
+    """
+
+    cycles: float
+    tile: float
+    stored: float
+    bytes: float
+    note: str
+    params: dict[str, int] = field(default_factory=dict)
+
+
+NOTHING = Cost(cycles=0.0, tile=0.0, stored=0.0, bytes=0.0, note="S is empty")
+
+
+def rate(name: str, target: Target) -> float:
+    """A constant of the table above, for the instruction set of the target."""
+    return _RATES[name][target.lanes == 16]
+
+
+def reading(size: float, whole: float, target: Target) -> float:
+    """Cycles to read so many bytes, of a `whole` weight's, from the cache that holds it, shared with the rest of a model."""
+    room = whole / rate("share", target)
+    level = "l2" if room < target.l2 else "l3" if room < target.l3 else "memory"
+    return size / rate(level, target)
+
+
+def structured(layer: Layer, target: Target, lanes: int) -> Cost:
+    """The structured part of a weight."""
+    (m, n), dims = layer.part.shape, layer.part.dims
+    if layer.part.kind == "kronecker":
+        return _kronecker(dims, layer.part.order, target, lanes)
+    products = {
+        "zero": [],
+        "dense": [(m, n)],
+        "low_rank": [(dims[0], n), (m, dims[0])] if dims else [],
+        "hybrid": [(dims[0], n), (dims[1], n), (m - dims[0], dims[1])] if len(dims) > 1 else [],
+    }[layer.part.kind]
+    costs = [_dense(rows, columns, target, lanes) for rows, columns in products]
+    return Cost(
+        cycles=sum(c.cycles for c in costs),
+        tile=sum(c.tile for c in costs),
+        stored=sum(c.stored for c in costs),
+        bytes=sum(c.bytes for c in costs),
+        note="",
+    )
+
+
+def dense(layer: Layer, target: Target, lanes: int) -> Cost:
+    """W = structured part + S, multiplied out: all of it is read, but in order and without indices."""
+    return _dense(layer.rows, layer.columns, target, lanes)
+
+
+def _dense(rows: int, columns: int, target: Target, lanes: int) -> Cost:
+    panels = -(-rows // lanes)
+    return Cost(
+        cycles=rate("dense", target) * panels * columns + rate("dense_rows", target) * panels,
+        tile=rate("dense_tile", target) * panels * lanes * columns,
+        stored=float(panels * lanes * columns),
+        bytes=4.0 * panels * lanes * columns,
+        note="multiplied out",
+    )
+
+
+def _kronecker(dims: tuple[int, ...], order: str, target: Target, lanes: int) -> Cost:
+    """B (x) C in the order of its plan. For one stream the columns of C fill vectors, for a tile the streams do."""
+    m1, n1, m2, n2 = dims
+    n2v, m2v = -(-n2 // lanes), -(-m2 // lanes)
+    left = order == "left"
+    alone = m1 * (n1 * n2v + n2 * m2v) if left else n1 * m2v * (n2 + m1)
+    together = m1 * n2 * (n1 + m2) if left else n1 * m2 * (n2 + m1)
+    return Cost(
+        cycles=rate("kronecker", target) * alone,
+        tile=rate("kronecker_tile", target) * together,
+        stored=0.0,
+        bytes=4.0 * (m1 * n1 + n2 * m2v * lanes),
+        note="",
+    )
+
+
+def csr(layer: Layer, target: Target, lanes: int) -> Cost:
+    """CSR, rows padded to whole groups of accumulators."""
+    counts = np.diff(layer.sparse.indptr)
+    padded = float((-(-counts // 4) * 4).sum())
+    index = 2 if layer.columns <= 65536 else 4
+    return Cost(
+        cycles=rate("csr", target) * padded + rate("csr_row", target) * layer.rows,
+        tile=_fma(layer, target, lanes) * padded + rate("csr_row_tile", target) * layer.rows,
+        stored=padded,
+        bytes=padded * (4 + index),
+        note=f"{layer.sparse.nnz} nonzeros",
+        params={"multiple": 4},
+    )
+
+
+def sell16(layer: Layer, target: Target, lanes: int) -> Cost:
+    """SELL of 16 rows, sorted by length."""
+    counts = np.sort(np.diff(layer.sparse.indptr))[::-1]
+    slots = 16 * float(np.pad(counts, (0, -len(counts) % 16)).reshape(-1, 16).max(axis=1).sum())
+    groups = -(-layer.rows // 16)
+    return Cost(
+        cycles=rate("sell16", target) * slots + rate("sell16_group", target) * groups,
+        tile=_fma(layer, target, lanes) * slots + rate("sell16_group_tile", target) * groups,
+        stored=slots,
+        bytes=slots * 6,
+        note=f"{layer.sparse.nnz / max(1.0, slots):.0%} of the slots filled",
+    )
+
+
+def perm32(layer: Layer, target: Target, lanes: int) -> Cost:
+    """A register look-up of 16 nonzeros a slot."""
+    return _look_up(layer, layer.slots, 2.8, _fma(layer, target, lanes))
+
+
+def perm32_expand(layer: Layer, target: Target, lanes: int) -> Cost:
+    """The same with unpadded values: more a slot, the expansion, and an unaligned load that often crosses a cache line."""
+    return _look_up(layer, layer.slots, 3.7, _fma(layer, target, lanes), expanded=True)
+
+
+def perm64(layer: Layer, target: Target, lanes: int) -> Cost:
+    """Two nonzeros a lane, in bf16.
+
+    Not measured on hardware. By llvm-mca's models a slot takes Zen 4 what one of perm32 takes (4.1 cycles to 4.0), but Sapphire
+    Rapids 2.5 times that (5.0 to 2.0), where its half as many slots would not pay in time.
+    """
+    return _look_up(layer, layer.slots64, 2.8, _fma(layer, target, lanes), each=2)
+
+
+def block(rows: int) -> Callable[[Layer, Target, int], Cost]:
+    """Blocks of so many rows by one column."""
+
+    def estimate(layer: Layer, target: Target, lanes: int) -> Cost:
+        blocks = float(_count_blocks(layer.sparse, rows))
+        each = rate("block", target) + rate("block_fma", target) * max(1.0, rows / lanes)
+        return Cost(
+            cycles=each * blocks + rate("block_group", target) * layer.rows / rows,
+            tile=_fma(layer, target, lanes) * rate("tile_block", target) * blocks * rows,
+            stored=blocks * rows,
+            bytes=blocks * (rows * 4 + 2),
+            note=f"{layer.sparse.nnz / max(1.0, blocks * rows):.0%} of the blocks' values are nonzeros",
+        )
+
+    return estimate
+
+
+def _fma(layer: Layer, target: Target, lanes: int) -> float:
+    """Cycles of an FMA of a tile of so many streams."""
+    close = layer.columns * lanes * 4 < _SHARE_OF_L1 * target.l1
+    return rate("tile" if close else "tile_l2", target)
+
+
+def _look_up(
+    layer: Layer, counts: tuple[int, int], slot: float, fma: float, *, expanded: bool = False, each: int = 1
+) -> Cost:
+    """The better of the two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
+
+    counts: the slots of either order, with 16 * `each` nonzeros at most; `slot` cycles a slot (a look-up and an FMA, four loads),
+    40 a group (a mispredicted loop end), and 40 more where the sums of grouped rows have to be scattered to their places.
+    """
+
+    def cost(grouped: int) -> Cost:
+        groups = -(-layer.rows // 16)
+        slots = float(counts[grouped])
+        multiple = 4 if slots >= 32 * groups else 2
+        slots += groups * (multiple - 1) / 2
+        entries = slots * 16 * each
+        fill = layer.sparse.nnz / max(1.0, entries)
+        return Cost(
+            cycles=slot * slots + (40.0 + 40.0 * grouped) * groups,
+            tile=fma * entries,
+            stored=float(layer.sparse.nnz) if expanded else entries,
+            bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 2 + entries * 5,
+            note=f"{fill:.0%} of the slots filled{', alike rows grouped' if grouped else ''}",
+            params={"multiple": multiple, "grouped": grouped},
+        )
+
+    return min((cost(0), cost(1)), key=lambda c: c.cycles)
+
+
+def _count_blocks(s: sp.csr_array, rows: int) -> int:
+    row = np.repeat(np.arange(s.shape[0], dtype="int64"), np.diff(s.indptr))
+    return len(np.unique(row // rows * s.shape[1] + s.indices))
