@@ -20,6 +20,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from tvm_doping import __version__, checkpoint
+from tvm_doping._threads import MOST, check_threads, open_pool
 from tvm_doping._tvm import relax, tensor, tvm
 from tvm_doping.bundle import Bundle
 from tvm_doping.comparing import difference
@@ -27,6 +28,7 @@ from tvm_doping.errors import DopingError, InvalidInput
 from tvm_doping.frontend import Imported, Signature, headed, import_model
 from tvm_doping.heads import Head
 from tvm_doping.kernels.lowering import TIR_PIPELINE
+from tvm_doping.kernels.pool import pool_objects
 from tvm_doping.kernels.sparse import ROUNDING
 from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
@@ -70,6 +72,7 @@ class Compiled:
     metrics       what the run folder reported; {} for a bare model;
     golden        one run by PyTorch: "input.NAME", "state.NAME", "output.NAME", "new_state.NAME", and for outputs that are
                   indices "scores.NAME", the logits that they were chosen by;
+    threads       how many of a session it is made fast for;
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
     precision     how low stored values may go; precision_error: what it costs, by output and state. Unless it is exact,
                   golden and golden_error are those of the model with its weights as they are stored.
@@ -87,6 +90,7 @@ class Compiled:
     precision: Precision
     precision_error: dict[str, dict[str, float]]
     tolerance: float
+    threads: int
     versions: dict[str, str]
 
 
@@ -97,6 +101,7 @@ def compile(
     example: Any = None,
     batch: int = 1,
     head: str | None = None,
+    threads: int = 1,
     dump: str | os.PathLike[str] | None = None,
     precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
@@ -109,6 +114,8 @@ def compile(
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
     head       what is wanted of the model's first output, its logits (..., V), and returned in their place: "argmax",
                "log_softmax", "softmax" or "top_k:K" (values, then indices), computed in the kernel of the layer that makes them;
+    threads    threads of a session to be fast for: layers that are worth it share their work (with 1: none); any number then
+               runs, with the same results;
     dump       a folder that gets the IR after each pass;
     precision  how low the stored values of weights may go, "exact" (fp32), "fp16", "bf16" or "int8"; arithmetic is fp32
                whatever is stored, but for the format perm64; what it costs is measured and stands in the manifest
@@ -128,6 +135,7 @@ def compile(
         example=example,
         batch=batch,
         head=head,
+        threads=threads,
         dump=dump,
         precision=precision,
         force=force,
@@ -151,6 +159,7 @@ def lower(
     example: Any = None,
     batch: int = 1,
     head: str | None = None,
+    threads: int = 1,
     dump: str | os.PathLike[str] | None = None,
     precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
@@ -159,6 +168,7 @@ def lower(
     """What `compile` puts into the bundle."""
     if batch < 1:
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
+    check_threads(threads, False, MOST, "the bundle")
     if not 0 <= tolerance < math.inf:
         raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
     if precision not in PRECISIONS:
@@ -174,7 +184,9 @@ def lower(
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
     imported = _imported(model, example, wanted, tolerance)
-    context = Context(target=machine, batch=batch, precision=precision, force=force, names=imported.names)
+    context = Context(
+        target=machine, batch=batch, threads=threads, precision=precision, force=force, names=imported.names
+    )
     packed: list[Any] = []
     mod = run_passes(
         imported.mod,
@@ -200,11 +212,12 @@ def lower(
     executable = relax.build(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
     with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
         path = Path(folder) / "lib.so"
-        executable.export_library(str(path))
+        executable.export_library(str(path), addons=pool_objects(mod, Path(folder)))
         library = Library(path.read_bytes())
         # What is compared is the library itself: running the executable would generate all its code once more.
         if not missing_features(machine.features):
             loaded = tvm.runtime.load_module(str(path))
+            open_pool(loaded, 1, False)
             error = _compare(imported.signature, loaded, context.weights, runs, tolerance)
     weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
@@ -220,6 +233,7 @@ def lower(
         precision=precision,
         precision_error=precision_error,
         tolerance=tolerance,
+        threads=threads,
         versions={
             **{name: metadata.version(package) for name, package in _PACKAGES.items()},
             "python": platform.python_version(),

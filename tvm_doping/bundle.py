@@ -129,6 +129,7 @@ class Bundle:
                 "streaming": signature.streaming,
                 "no_stream": signature.no_stream,
                 "tolerance": compiled.tolerance,
+                "threads": compiled.threads,
                 "golden_error": _number(compiled.golden_error),
                 "precision": compiled.precision,
                 "precision_error": compiled.precision_error,
@@ -179,11 +180,18 @@ class Bundle:
             shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def session(self, *, batch: int | None = None, verify: bool = False) -> Session:
-        """A new stream over this bundle; sessions of one bundle share its weights."""
+    def session(
+        self,
+        *,
+        batch: int | None = None,
+        threads: int | None = None,
+        pin: bool = False,
+        verify: bool = False,
+    ) -> Session:
+        """A new stream over this bundle, as `load` makes it; sessions of one bundle share its weights."""
         from tvm_doping.runtime import Session
 
-        return Session(self, batch=batch, verify=verify)
+        return Session(self, batch=batch, threads=threads, pin=pin, verify=verify)
 
     @cached_property
     def bytes(self) -> int:

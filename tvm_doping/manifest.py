@@ -108,6 +108,7 @@ class Manifest(_Model):
     time_axis    where "T" stands in the first input that has it, None for a model without time;
     streaming    whether steps in a row equal one run over them; no_stream says why not, "" where they do;
     tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
+    threads      how many of a session it was compiled for;
     golden_error the largest |got - golden| when the bundle was made, against PyTorch (with the rounded weights, where the
     precision is not exact); None if it could not be run there;
     precision    how low stored values may go; precision_error: what it costs, measured on sample inputs, by output and state;
@@ -128,6 +129,7 @@ class Manifest(_Model):
     streaming: bool = True
     no_stream: str = ""
     tolerance: float
+    threads: int = Field(default=1, ge=1)
     golden_error: float | None
     precision: Precision = "exact"
     precision_error: dict[str, RoundingError] = {}

@@ -6,10 +6,8 @@ Needs NumPy and TVM's runtime library; imports neither torch nor TVM's compiler.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -19,33 +17,43 @@ from tvm_doping._runtime import (
     as_numpy,
     from_dlpack,
     item,
-    new_machine,
-    open_library,
     pack_weights,
     weights_of,
 )
+from tvm_doping._threads import check_threads, open_pool
 from tvm_doping.arrays import aligned_copy, is_usable
-from tvm_doping.bundle import LIBRARY, Bundle, check_machine
-from tvm_doping.comparing import difference
+from tvm_doping.bundle import Bundle, check_machine
 from tvm_doping.errors import BundleError, InvalidInput, SessionError
+from tvm_doping.golden import golden_error, golden_values
+from tvm_doping.opening import main_of, open_code
 from tvm_doping.replay import Replay, record
 from tvm_doping.signature import bind, check_range, first_step, mismatch, timeless
 from tvm_doping.stream import Stream
 
 if TYPE_CHECKING:
-    from tvm_doping.manifest import Manifest, TensorSpec
+    from tvm_doping.manifest import Manifest
 
 Arrays = Any  # an array where the model has one output, else a tuple of arrays: which, its manifest says
 
 
-def load(path: str | os.PathLike[str], *, batch: int | None = None, verify: bool = False) -> Session:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    threads: int | None = None,
+    pin: bool = False,
+    verify: bool = False,
+) -> Session:
     """Open a bundle as a stream: check all of it, then load its code.
 
     batch: how many streams run side by side (N); by default the first input decides.
+    threads: how many run it at most, the calling one among them; by default as many as it was compiled for. Results are
+    the same for every number; Session.threads is how many do: no more than there are cores.
+    pin: hold each of the other threads to a core of its own.
     verify: also run the bundle's golden input and compare with its golden output.
     Raises BundleError for a bundle that is missing, damaged, edited, or made for another machine.
     """
-    return Session(Bundle.load(path), batch=batch, verify=verify)
+    return Session(Bundle.load(path), batch=batch, threads=threads, pin=pin, verify=verify)
 
 
 class Session:
@@ -57,7 +65,15 @@ class Session:
     wait for each other.
     """
 
-    def __init__(self, bundle: Bundle, *, batch: int | None = None, verify: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        batch: int | None = None,
+        threads: int | None = None,
+        pin: bool = False,
+        verify: bool = False,
+    ) -> None:
         check_machine(bundle.manifest)
         if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
             raise InvalidInput(
@@ -66,11 +82,14 @@ class Session:
                 repr(batch),
                 "Leave it out to follow the first input.",
             )
+        wanted = check_threads(threads, pin, bundle.manifest.threads, bundle.manifest.name)
         self.bundle = bundle
         self._manifest: Manifest = bundle.manifest
         self._lock = Lock()
-        self._library: Any = _load_library(bundle)
-        self._main: Any = _main_of(self._library, bundle)
+        self._library: Any = open_code(bundle)
+        self._pool = open_pool(self._library, wanted, pin)
+        self.threads = 1 if self._pool is None else self._pool.threads
+        self._main: Any = main_of(self._library, bundle)
         self._weights: Any = pack_weights(list(bundle.weights.values()))
         self._given_batch = batch
         self._count = len(bundle.manifest.outputs)
@@ -192,7 +211,8 @@ class Session:
         Raises BundleError where it exceeds tolerance * max(1, max|golden|) of an output or a state.
         """
         manifest = self._manifest
-        inputs, state = self._golden("input", manifest.inputs), self._golden("state", manifest.state)
+        inputs = golden_values(self.bundle, "input", manifest.inputs)
+        state = golden_values(self.bundle, "state", manifest.state)
         with self._lock:
             self._refuse_closed()
             try:
@@ -203,10 +223,13 @@ class Session:
                 ) from error
             before = [[from_dlpack(aligned_copy(array)) for array in arrays] for arrays in (inputs, state)]
             results = self._call(*before)
-        golden = self._golden("output", manifest.outputs) + self._golden("new_state", manifest.state)
+        golden = [
+            *golden_values(self.bundle, "output", manifest.outputs),
+            *golden_values(self.bundle, "new_state", manifest.state),
+        ]
         names = [spec.name for spec in (*manifest.outputs, *manifest.state)]
         return max(
-            _compare(manifest, name, as_numpy(result), wanted, self.bundle.golden.get(f"scores.{name}"))
+            golden_error(manifest, name, as_numpy(result), wanted, self.bundle.golden.get(f"scores.{name}"))
             for name, result, wanted in zip(names, results, golden, strict=True)
         )
 
@@ -215,7 +238,9 @@ class Session:
         is.
         """
         with self._lock:
-            self._stream = self._spare = None
+            if self._pool is not None:
+                self._pool.close()
+            self._pool = self._stream = self._spare = None
             self._library = self._main = self._weights = None
 
     def __enter__(self) -> Session:
@@ -229,21 +254,9 @@ class Session:
         word = "closed" if self.closed else f"batch {self.batch or 'open'}"
         return f"<Session {self._manifest.name!r} for {self._manifest.target.name}, {word}>"
 
-    def _golden(self, group: str, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
-        names = [f"{group}.{spec.name}" for spec in specs]
-        missing = [name for name in names if name not in self.bundle.golden]
-        if missing:
-            raise BundleError(
-                f"bundle {self._manifest.name!r}",
-                "golden values to verify",
-                f"no {missing[0]}",
-                "Compile it anew.",
-            )
-        return [self.bundle.golden[name] for name in names]
-
     def _call(self, tensors: list[Any], state: list[Any]) -> list[Any]:
         try:
-            results = self._main(*tensors, *state, self._weights)
+            results = self._on_threads(self._main, *tensors, *state, self._weights)
             return list(map(item, repeat(results), range(self._count + len(state))))
         except Exception as error:
             raise self._broken(error) from error
@@ -274,15 +287,18 @@ class Session:
     def _again(self, replay: Replay) -> list[np.ndarray]:
         """One step without the VM."""
         try:
-            return replay.step()
+            return self._on_threads(replay.step)
         except Exception as error:
             raise self._broken(error) from error
+
+    def _on_threads(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments) if self._pool is None else self._pool.run(function, *arguments)
 
     def _record(self, stream: Stream) -> None:
         stream.recorded = True
         try:
-            stream.replay = record(
-                self._library, stream.step_tensors, stream.state_tensors, self._weights, self._squeeze
+            stream.replay = self._on_threads(
+                record, self._library, stream.step_tensors, stream.state_tensors, self._weights, self._squeeze
             )
         except Exception as error:
             raise self._broken(error) from error
@@ -354,50 +370,3 @@ class Session:
                 "a closed one",
                 "Load the bundle again.",
             )
-
-
-def _load_library(bundle: Bundle) -> Any:
-    try:
-        if bundle.folder is not None:
-            return open_library(bundle.folder / LIBRARY)
-        with tempfile.TemporaryDirectory(
-            prefix="tvm-doping-"
-        ) as folder:  # mapped once loaded: the file may go
-            path = Path(folder) / LIBRARY
-            path.write_bytes(bundle.library)
-            return open_library(path)
-    except (RuntimeError, ValueError, AttributeError, OSError) as error:
-        raise _unloadable(bundle, error) from error
-
-
-def _main_of(library: Any, bundle: Bundle) -> Any:
-    try:
-        return new_machine(library)["main"]
-    except (RuntimeError, ValueError, AttributeError) as error:
-        raise _unloadable(bundle, error) from error
-
-
-def _unloadable(bundle: Bundle, error: Exception) -> BundleError:
-    return BundleError(
-        f"bundle {bundle.manifest.name!r}",
-        "a library that this TVM runtime loads",
-        str(error).strip()[:400],
-        "Compile the model anew.",
-    )
-
-
-def _compare(
-    manifest: Manifest, name: str, got: np.ndarray, golden: np.ndarray, scores: np.ndarray | None
-) -> float:
-    """The largest |got - golden|; BundleError beyond the bundle's tolerance."""
-    where = f"{name!r} of {manifest.name!r}"
-    if golden.shape != got.shape:
-        raise BundleError(
-            where, f"a golden value of shape {got.shape}", f"{golden.shape}", "Compile it anew."
-        )
-    error, allowed = difference(got, golden, manifest.tolerance, scores)
-    if not error <= allowed:  # also catches NaN
-        raise BundleError(
-            where, f"the golden value within {allowed:.3g}", f"{error:.3g} off", "Compile it anew."
-        )
-    return error

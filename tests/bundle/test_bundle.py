@@ -149,7 +149,7 @@ def never(monkeypatch):
     def loaded(path):
         pytest.fail(f"{path} was loaded")
 
-    monkeypatch.setattr("tvm_doping.runtime.open_library", loaded)
+    monkeypatch.setattr("tvm_doping.opening.open_library", loaded)
 
 
 @pytest.mark.usefixtures("never")
@@ -370,12 +370,13 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
         precision="int8",
         precision_error={"output.y": {"max_abs": 0.02, "relative": 0.01}},
         tolerance=1e-5,
+        threads=2,
         versions=bundle.manifest.versions,
     )
     made = Bundle.from_compiled(compiled, name="run", vocabulary=["a", "b"], tokens="words")  # type: ignore[arg-type]
     assert made.session(verify=True).verify() < 1e-5
     back = Bundle.load(made.save(tmp_path / "b"))
-    assert back.manifest.precision == "int8"
+    assert (back.manifest.precision, back.manifest.threads) == ("int8", 2)
     assert back.manifest.precision_error["output.y"].relative == 0.01
     assert back.manifest.metrics == {"test_perplexity": 100.0, "valid_perplexity": None, "finished": True}
     assert back.manifest.golden_error is None

@@ -89,11 +89,12 @@ def measure_model(
                 target,
                 batch,
                 precision,
+                threads,
                 name,
                 echo,
             )
             results["model"][scope] = _facts(compiled)
-            engines: dict[str, Engine] = {DOPED: Doped(compiled)}
+            engines: dict[str, Engine] = {DOPED: Doped(compiled, threads)}
             for baseline in baselines:
                 echo(f"{scope}: setting up {baseline}")
                 engines[baseline] = make(baseline, what, threads)
@@ -245,6 +246,7 @@ def _compiled(
     target: str,
     batch: int,
     precision: Precision,
+    threads: int,
     name: str,
     echo: Callable[[str], None],
 ) -> Bundle:
@@ -253,7 +255,7 @@ def _compiled(
     from tvm_doping.build import compile
 
     echo(f"{scope}: compiling {name} for {target}")
-    return compile(module, target=target, batch=batch, precision=precision)
+    return compile(module, target=target, batch=batch, threads=threads, precision=precision)
 
 
 def _check_bundle(bundle: Bundle, subject: Subject) -> None:

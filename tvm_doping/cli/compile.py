@@ -44,6 +44,12 @@ def compile(
             show_default=False,
         ),
     ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Threads to optimise for; any number then runs, with the same results."
+        ),
+    ] = 1,
     dump: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write the IR into after each pass.")
     ] = None,
@@ -94,6 +100,7 @@ def compile(
         machine,
         batch=batch,
         head=head,
+        threads=threads,
         dump=dump,
         precision=precision,  # type: ignore[arg-type]
         force=forced or None,

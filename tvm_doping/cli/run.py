@@ -43,6 +43,15 @@ def run(
             show_default=False,
         ),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Threads to run on.  [default: as compiled for]",
+            show_default=False,
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="First run the bundle's golden input and compare.")
     ] = False,
@@ -70,7 +79,7 @@ def run(
         raise InvalidInput("--out", "a file that ends in .npy or .npz", str(out), "Name it that way.")
     if inputs is not None and not inputs.exists():
         raise InvalidInput(str(inputs), "a file of inputs", "no such file", "Check its path.")
-    with load(bundle, verify=verify) as session:
+    with load(bundle, threads=threads, verify=verify) as session:
         if inputs is not None and inputs.suffix in (".npy", ".npz"):
             results = _run_arrays(session, inputs)
         else:

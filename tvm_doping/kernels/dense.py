@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tvm_doping._tvm import T
-from tvm_doping.kernels.emit import Buffer, Product2, Registers, matmul, prefetch, splat, store
+from tvm_doping.kernels.emit import LINES, Buffer, Product2, Registers, matmul, prefetch, splat, split, store
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.values import Rows, scaled, widen
@@ -62,6 +62,11 @@ def to_dense(part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp3
     return np.concatenate([rows("D", k), rows("U", m - k) @ rows("V", rank)])
 
 
+def scratch(part: Part, config: Config, width: int) -> int:
+    """Values of the inner product V z."""
+    return 0 if part.kind == "dense" else (part.dims[-1] + SLACK) * width
+
+
 def emit(part: Part, scope: Scope) -> None:
     """Emit y += W z for a part of kind dense, low_rank or hybrid."""
     _, n = part.shape
@@ -71,9 +76,8 @@ def emit(part: Part, scope: Scope) -> None:
     k, rank = (0, part.dims[0]) if part.kind == "low_rank" else part.dims
     if k:
         _product(scope, "D", n, 0)
-    size = (rank + SLACK) * scope.width
-    inner = T.alloc_buffer((size,), "float32")
-    with T.serial(0, size // scope.lanes) as i:
+    inner, size = scope.scratch, scratch(part, scope.config, scope.width)
+    with split(size // scope.lanes, scope.shared, LINES) as i:
         store(inner, i * scope.lanes, splat(0.0, scope.lanes), scope.lanes)
     _product(replace(scope, y=inner), "V", n, 0)
     _product(replace(scope, z=inner), "U", rank, k)
@@ -85,7 +89,7 @@ def _product(scope: Scope, name: str, n: int, row: int) -> None:
     count, lanes = int(w.shape[0]), scope.lanes
     if scope.width > 1:
         stored = Rows(w, lanes, lanes, _COLUMNS)
-        with T.serial(0, count) as g:
+        with split(count, scope.shared) as g:
             for start in range(0, n, _COLUMNS):
                 _tile(scope, w, scales, stored, g, range(start, min(start + _COLUMNS, n)), row)
         return
@@ -111,9 +115,12 @@ def _product(scope: Scope, name: str, n: int, row: int) -> None:
             scope.accumulate(row + (first + p) * lanes, scaled(total, scales, first + p, lanes))
 
     if count >= _PANELS:
-        with T.serial(0, count // _PANELS) as block:
+        with split(count // _PANELS, scope.shared) as block:
             group(block * _PANELS, _PANELS)
-    if count % _PANELS:
+    if count % _PANELS and scope.shared:
+        with split(1, scope.shared):
+            group(count // _PANELS * _PANELS, count % _PANELS)
+    elif count % _PANELS:
         group(count // _PANELS * _PANELS, count % _PANELS)
 
 

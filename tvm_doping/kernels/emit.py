@@ -6,7 +6,8 @@ into the function being built, so that a layer is composed of the same pieces wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,12 @@ from tvm_doping.kernels.plan import Config
 
 Expr = Any  # a TensorIR expression, or a Python int where an index is meant
 Buffer = Any
+
+# Vectors or single values in a row that one thread writes: cache lines that two write wander between their cores.
+LINES = 16
+# The attribute of TVM's code generator that makes one launch of a statement: all threads run it, parallel loops are divided.
+REGION = "pragma_parallel_launch_point"
+SHARED = "doping.shared"  # the attribute of functions with a region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,45 @@ class Product2:
     x: Callable[[Expr, Expr], Expr]
     out: Callable[[Expr, Expr, Expr], None]
     ahead: Callable[[Expr], None] = lambda k: None
+
+
+@contextmanager
+def split(extent: int, shared: bool, grain: int = 1) -> Iterator[Expr]:
+    """A loop over independent pieces of work; shared: each thread takes a run of blocks of `grain` pieces, then waits for all.
+
+    Each piece is computed whole by one thread, so that results do not depend on how many there are. Runs of them: a
+    thread then works on the same rows in one loop after the other, and their cache lines stay with its core
+    (with each block in turn two threads took as long as one).
+    """
+    if not shared:
+        with T.serial(0, extent) as i:
+            yield i
+        return
+    blocks = -(-extent // grain)
+    with (
+        T.attr(const(0), "pragma_parallel_barrier_when_finish", const(1)),
+        T.parallel(0, blocks) as block,
+    ):
+        if grain == 1:
+            yield block
+        else:
+            end = extent if extent % grain == 0 else tirx.min((block + 1) * grain, extent)
+            with T.serial(block * grain, (block + 1) * grain if extent % grain == 0 else end) as i:
+                yield i
+
+
+@contextmanager
+def region(shared: bool) -> Iterator[None]:
+    """What the threads of a session run together: all of it, but for loops of `split`.
+
+    A buffer that one such loop alone uses is each thread's own; any other is common to them, wherever it is made (TVM's
+    StorageRewrite puts it before the region), and may be written in such loops only.
+    """
+    if not shared:
+        yield
+        return
+    with T.attr(const(0), REGION, const(1)):
+        yield
 
 
 def load(buffer: Buffer, base: Expr, lanes: int, row: Expr | None = None) -> Expr:
@@ -122,19 +168,24 @@ def prefetch(buffer: Buffer, *index: Expr) -> None:
 
 
 def copy(
-    source: Callable[[Expr, int], Expr], target: Callable[[Expr, Expr, int], None], count: int, lanes: int
+    source: Callable[[Expr, int], Expr],
+    target: Callable[[Expr, Expr, int], None],
+    count: int,
+    lanes: int,
+    shared: bool = False,
 ) -> None:
     """target(i, source(i, w), w) for all i < count: whole vectors, then the rest one by one (nothing beyond is touched)."""
     whole = count // lanes
     if whole:
-        with T.serial(0, whole) as i:
+        with split(whole, shared, LINES) as i:
             target(i * lanes, source(i * lanes, lanes), lanes)
     if count > whole * lanes:
-        with T.serial(whole * lanes, count) as j:
+        with split(count - whole * lanes, shared, LINES) as rest:
+            j = whole * lanes + rest
             target(j, source(j, 1), 1)
 
 
-def matmul(product: Product2, config: Config) -> None:
+def matmul(product: Product2, config: Config, shared: bool = False) -> None:
     """Emit the product in register tiles of R rows by V vectors; out() is called row by row, left to right."""
     lanes = config.lanes
     rows, width = _register_tile(product.m, product.nv, config.registers)
@@ -159,17 +210,20 @@ def matmul(product: Product2, config: Config) -> None:
     def across(i0: Expr, r: int) -> None:
         _blocks(product.nv, width, lambda j0, v: tile(i0, r, j0, v))
 
-    _blocks(product.m, rows, across)
+    _blocks(product.m, rows, across, shared)
 
 
-def _blocks(extent: int, size: int, body: Callable[[Expr, int], None]) -> None:
+def _blocks(extent: int, size: int, body: Callable[[Expr, int], None], shared: bool = False) -> None:
     whole = extent // size
-    if whole == 1:
+    if whole == 1 and not shared:
         body(0, size)
-    elif whole > 1:
-        with T.serial(0, whole) as block:
+    elif whole:
+        with split(whole, shared) as block:
             body(block * size, size)
-    if extent % size:
+    if extent % size and shared:
+        with split(1, shared):
+            body(whole * size, extent % size)
+    elif extent % size:
         body(whole * size, extent % size)
 
 

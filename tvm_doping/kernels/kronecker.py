@@ -9,12 +9,13 @@ lanes beyond m2 add zeros to the next rows of y, so no store needs a mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tvm_doping._tvm import T
-from tvm_doping.kernels.emit import Product2, load, matmul, store
+from tvm_doping.kernels.emit import Expr, Product2, add, load, matmul, split, store
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.sparsity.values import ValueType
@@ -33,6 +34,13 @@ def to_dense(part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp3
     return np.kron(arrays["B"], arrays["Ct"][:, : part.dims[2]].T)
 
 
+def scratch(part: Part, config: Config, width: int) -> int:
+    """Values of the first product's result, for a stream (rows filled up to vectors) or for a tile."""
+    m1, n1, m2, n2 = part.dims
+    rows, columns = (m1, n2) if part.order == "left" else (n1, m2)
+    return rows * (_up(columns, config.lanes) if width == 1 else columns * width)
+
+
 def emit(part: Part, scope: Scope) -> None:
     """Emit y += (B (x) C) z."""
     b, ct = scope.arrays["B"], scope.arrays["Ct"]
@@ -44,7 +52,7 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
     lanes, config = scope.lanes, scope.config
     n2v, m2v = -(-n2 // lanes), -(-m2 // lanes)
     if part.order == "left":
-        t = T.alloc_buffer((m1 * n2v * lanes,), "float32")
+        t = scope.scratch
         matmul(
             Product2(
                 m=m1, k=n1, nv=n2v,
@@ -53,18 +61,15 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
                 out=lambda i, j, value: store(t, (i * n2v + j) * lanes, value, lanes),
             ),
             config,
+            scope.shared,
         )  # fmt: skip
-        matmul(
-            Product2(
-                m=m1, k=n2, nv=m2v,
-                a=lambda i, q: t[i * (n2v * lanes) + q],
-                x=lambda q, j: load(ct, j * lanes, lanes, row=q),
-                out=lambda i, j, value: scope.accumulate(i * m2 + j * lanes, value),
-            ),
-            config,
+        _columns(
+            m1, n2, m2, scope,
+            a=lambda i, q: t[i * (n2v * lanes) + q],
+            x=lambda q, j: load(ct, j * lanes, lanes, row=q),
         )  # fmt: skip
     else:
-        u = T.alloc_buffer((n1 * m2v * lanes,), "float32")
+        u = scope.scratch
         matmul(
             Product2(
                 m=n1, k=n2, nv=m2v,
@@ -73,23 +78,64 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
                 out=lambda p, j, value: store(u, (p * m2v + j) * lanes, value, lanes),
             ),
             config,
+            scope.shared,
         )  # fmt: skip
+        _columns(
+            m1, n1, m2, scope,
+            a=lambda i, p: b[i, p],
+            x=lambda p, j: load(u, (p * m2v + j) * lanes, lanes),
+        )  # fmt: skip
+
+
+def _columns(
+    m1: int,
+    k: int,
+    m2: int,
+    scope: Scope,
+    *,
+    a: Callable[[Expr, Expr], Expr],
+    x: Callable[[Expr, Expr], Expr],
+) -> None:
+    """The second product: y[i * m2 + j] += sum over k of a(i, k) x(k, j).
+
+    Threads that share it must not touch each other's rows, not even to add zeros: the padded vector is then a product of its own.
+    """
+    lanes, config = scope.lanes, scope.config
+    whole, rest = divmod(m2, lanes)
+    together = whole if scope.shared else -(-m2 // lanes)
+    if together:
         matmul(
             Product2(
-                m=m1, k=n1, nv=m2v,
-                a=lambda i, p: b[i, p],
-                x=lambda p, j: load(u, (p * m2v + j) * lanes, lanes),
+                m=m1, k=k, nv=together, a=a, x=x,
                 out=lambda i, j, value: scope.accumulate(i * m2 + j * lanes, value),
             ),
             config,
+            scope.shared,
         )  # fmt: skip
+    if rest and scope.shared:
+        matmul(
+            Product2(
+                m=m1, k=k, nv=1, a=a, x=lambda p, j: x(p, whole),
+                out=lambda i, j, value: _add_first(scope, i * m2 + whole * lanes, value, rest),
+            ),
+            config,
+            scope.shared,
+        )  # fmt: skip
+
+
+def _add_first(scope: Scope, at: Expr, vector: Expr, count: int) -> None:
+    """y[at : at + count] += the first lanes of a vector, through memory."""
+    lanes = T.alloc_buffer((scope.lanes,), "float32")
+    store(lanes, 0, vector, scope.lanes)
+    for i in range(count):
+        add(scope.y, at + i, lanes[i], 1)
 
 
 def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
     m1, n1, m2, n2 = part.dims
     lanes, config, w, wv = scope.lanes, scope.config, scope.width, scope.vectors
     if part.order == "left":
-        t = T.alloc_buffer((m1 * n2 * w,), "float32")
+        t = scope.scratch
         matmul(
             Product2(
                 m=m1, k=n1, nv=n2 * wv,
@@ -98,8 +144,9 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
                 out=lambda i, j, value: store(t, i * (n2 * w) + j * lanes, value, lanes),
             ),
             config,
+            scope.shared,
         )  # fmt: skip
-        with T.serial(0, m1) as i:
+        with split(m1, scope.shared) as i:
             matmul(
                 Product2(
                     m=m2, k=n2, nv=wv,
@@ -110,8 +157,8 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
                 config,
             )  # fmt: skip
     else:
-        u = T.alloc_buffer((n1 * m2 * w,), "float32")
-        with T.serial(0, n1) as p:
+        u = scope.scratch
+        with split(n1, scope.shared) as p:
             matmul(
                 Product2(
                     m=m2, k=n2, nv=wv,
@@ -129,6 +176,7 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
                 out=lambda i, j, value: scope.accumulate(i * m2, value, j),
             ),
             config,
+            scope.shared,
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ With a head, what leaves the kernel is the head's outputs in place of y (M, O).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.heads import Head
 from tvm_doping.kernels import head as heads
 from tvm_doping.kernels import product
+from tvm_doping.kernels.emit import SHARED, region
 from tvm_doping.kernels.plan import LinearPlan
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.streams import Streams, for_each, row
@@ -40,6 +42,7 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
                 "tirx.noalias": True,
                 "doping.kernel": "linear",
                 "doping.format": plan.product.format,
+                SHARED: plan.config.shared,
             }
         )
         rows = tirx.Var("rows", "int64")
@@ -53,14 +56,24 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
         def run(streams: Streams) -> None:
             inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
             outer = T.alloc_buffer(((plan.outputs + SLACK) * streams.width,), "float32")
-            scope = Scope(z=inner, y=outer, arrays=packed, config=plan.config, width=streams.width)
-            streams.gather(row(x)[0], inner, plan.inputs)
-            product.set_bias(packed["bias"], plan.outputs, scope)
-            product.emit(plan.product, scope)
-            for buffer, y in zip(heads.emit(head, plan.outputs, scope), results, strict=True):
-                streams.scatter(buffer, row(y)[1], int(y.shape[1]))
+            scratch = T.alloc_buffer(
+                (max(1, product.scratch(plan.product, plan.config, streams.width)),), "float32"
+            )
+            scope = Scope(
+                z=inner, y=outer, arrays=packed, config=plan.config, scratch=scratch, width=streams.width
+            )
+            with region(plan.config.shared):
+                streams.gather(row(x)[0], inner, plan.inputs)
+                product.set_bias(packed["bias"], plan.outputs, scope)
+                product.emit(plan.product, scope)
+                if head is None:
+                    streams.scatter(outer, row(results[0])[1], plan.outputs)
+            if head is not None:  # small beside the product: the calling thread's alone
+                alone = replace(streams, shared=False)
+                for buffer, y in zip(heads.emit(head, plan.outputs, scope), results, strict=True):
+                    alone.scatter(buffer, row(y)[1], int(y.shape[1]))
 
-        for_each(rows, plan.config.lanes, plan.config.tile, plan.config.tile_from, run)
+        for_each(rows, plan.config.lanes, plan.config.tile, plan.config.tile_from, run, plan.config.shared)
     return builder.get()
 
 

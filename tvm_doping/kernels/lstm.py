@@ -12,6 +12,7 @@ many steps runs as a tile, one step a lane (Config.steps): it does not wait for 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels import product
 from tvm_doping.kernels.activations import sigmoid, tanh
-from tvm_doping.kernels.emit import Buffer, Expr, copy, load, store
+from tvm_doping.kernels.emit import LINES, SHARED, Buffer, Expr, copy, load, region, split, store
 from tvm_doping.kernels.plan import LstmPlan
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.streams import Streams, for_each, row
@@ -55,7 +56,14 @@ def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lst
     formats = f"{plan.input.format},{plan.recurrent.format}"
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": formats})
+        T.func_attr(
+            {
+                "tirx.noalias": True,
+                "doping.kernel": "lstm",
+                "doping.format": formats,
+                SHARED: plan.config.shared,
+            }
+        )
         steps, batch = tirx.Var("steps", "int64"), tirx.Var("batch", "int64")
         shapes = {
             "x": (steps, batch, plan.inputs),
@@ -67,7 +75,9 @@ def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lst
         outputs = {"y": (steps, batch, plan.hidden), "h": (batch, plan.hidden), "c": (batch, plan.hidden)}
         io |= {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in outputs.items()}
         layer = _Layer(plan, io, packed, steps)
-        for_each(batch, plan.config.lanes, plan.config.tile, plan.config.tile_from, layer.run)
+        for_each(
+            batch, plan.config.lanes, plan.config.tile, plan.config.tile_from, layer.run, plan.config.shared
+        )
     return builder.get()
 
 
@@ -82,53 +92,35 @@ class _Layer:
         """All T steps of some streams."""
         hidden, width = self.plan.hidden, streams.width
         x, h, c = (self.buffer(count, width) for count in (self.plan.inputs, hidden, hidden))
-        gates = self.buffer(4 * hidden, width)
-        streams.gather(row(self.io["h0"])[0], h, hidden)
-        streams.gather(row(self.io["c0"])[0], c, hidden)
+        gates, scratch = self.buffer(4 * hidden, width), self.scratch(width)
+        ahead = _Ahead(self) if width == 1 and self.plan.config.steps else None
 
         def finish(t: Expr) -> None:
             """From the gates' input part to h_t and c_t."""
-            product.emit(self.plan.recurrent, self.scope(h, gates, self.hh, width))
+            product.emit(self.plan.recurrent, self.scope(h, gates, self.hh, scratch, width))
             self.cell(gates, h, c, width)
             streams.scatter(h, row(self.io["y"], t)[1], hidden)
 
         def whole(step: Expr) -> None:
             t = self.time(step)
-            streams.gather(row(self.io["x"], t)[0], x, self.plan.inputs)
-            scope = self.scope(x, gates, self.ih, width)
-            product.set_bias(self.packed["bias"], 4 * hidden, scope)
-            product.emit(self.plan.input, scope)
-            finish(t)
+            with region(self.plan.config.shared):
+                streams.gather(row(self.io["x"], t)[0], x, self.plan.inputs)
+                scope = self.scope(x, gates, self.ih, scratch, width)
+                product.set_bias(self.packed["bias"], 4 * hidden, scope)
+                product.emit(self.plan.input, scope)
+                finish(t)
 
-        if width == 1 and self.plan.config.steps:
-            self.ahead(streams.first, gates, whole, finish)
+        # A region a step, not one for all steps: threads that are late for one (pool.c) are then without work for a step only.
+        alone = replace(streams, shared=False)
+        alone.gather(row(self.io["h0"])[0], h, hidden)
+        alone.gather(row(self.io["c0"])[0], c, hidden)
+        if ahead is not None:
+            ahead.run(streams.first, gates, whole, finish)
         else:
             with T.serial(0, self.steps) as step:
                 whole(step)
-        streams.scatter(h, row(self.io["h"])[1], hidden)
-        streams.scatter(c, row(self.io["c"])[1], hidden)
-
-    def ahead(self, n: Expr, gates: Buffer, whole: Any, finish: Any) -> None:
-        """Project the inputs of many steps as a tile, then run the steps; a small remainder projects its own."""
-        config, rows = self.plan.config, 4 * self.plan.hidden
-
-        def chunk(steps: Streams) -> None:
-            if steps.width == 1:
-                whole(steps.first)
-                return
-            x, tile = self.buffer(self.plan.inputs, steps.width), self.buffer(rows, steps.width)
-            projected = T.alloc_buffer((steps.width, rows), "float32")
-            steps.gather(lambda s, i, w: row(self.io["x"], self.time(s))[0](n, i, w), x, self.plan.inputs)
-            scope = self.scope(x, tile, self.ih, steps.width)
-            product.set_bias(self.packed["bias"], rows, scope)
-            product.emit(self.plan.input, scope)
-            read, write = row(projected)
-            steps.scatter(tile, lambda s, i, v, w: write(s - steps.first, i, v, w), rows)
-            with T.serial(0, tirx.min(tirx.const(steps.width, "int64"), self.steps - steps.first)) as s:
-                copy(lambda i, w: read(s, i, w), lambda i, v, w: store(gates, i, v, w), rows, config.lanes)
-                finish(self.time(steps.first + s))
-
-        for_each(self.steps, config.lanes, config.steps, config.steps_from, chunk)
+        alone.scatter(h, row(self.io["h"])[1], hidden)
+        alone.scatter(c, row(self.io["c"])[1], hidden)
 
     def cell(self, gates: Buffer, h: Buffer, c: Buffer, width: int) -> None:
         """The element-wise part; the last vector may run over into the slack of its buffers, whose values are never read."""
@@ -137,7 +129,7 @@ class _Layer:
         def gate(k: int, at: Expr) -> Expr:
             return load(gates, k * hidden * width + at, lanes)
 
-        with T.serial(0, -(-hidden * width // lanes)) as v:
+        with split(-(-hidden * width // lanes), self.plan.config.shared, LINES // 4) as v:
             at = v * lanes
             kept = sigmoid(gate(1, at), lanes) * load(c, at, lanes)
             cell = T.bind(kept + sigmoid(gate(0, at), lanes) * tanh(gate(2, at), lanes))
@@ -147,12 +139,60 @@ class _Layer:
     def time(self, step: Expr) -> Expr:
         return self.steps - 1 - step if self.plan.reverse else step
 
-    def scope(self, z: Buffer, y: Buffer, arrays: Mapping[str, Buffer], width: int) -> Scope:
-        return Scope(z=z, y=y, arrays=arrays, config=self.plan.config, width=width)
+    def scope(self, z: Buffer, y: Buffer, arrays: Mapping[str, Buffer], scratch: Buffer, width: int) -> Scope:
+        return Scope(z=z, y=y, arrays=arrays, config=self.plan.config, scratch=scratch, width=width)
+
+    def scratch(self, width: int) -> Buffer:
+        products = (self.plan.input, self.plan.recurrent)
+        size = max(product.scratch(p, self.plan.config, width) for p in products)
+        return T.alloc_buffer((max(1, size),), "float32")
 
     @staticmethod
     def buffer(rows: int, width: int) -> Buffer:
         return T.alloc_buffer(((rows + SLACK) * width,), "float32")
+
+
+class _Ahead:
+    """Projects the inputs of many steps of a stream as a tile, then runs the steps; a small remainder projects its own."""
+
+    def __init__(self, layer: _Layer) -> None:
+        plan = layer.plan
+        self.layer, self.rows, width = layer, 4 * plan.hidden, plan.config.steps
+        self.x, self.tile = layer.buffer(plan.inputs, width), layer.buffer(self.rows, width)
+        self.scratch = layer.scratch(width)
+        self.projected = T.alloc_buffer((width, self.rows), "float32")
+
+    def run(self, n: Expr, gates: Buffer, whole: Any, finish: Any) -> None:
+        layer, rows = self.layer, self.rows
+        config = layer.plan.config
+
+        def chunk(steps: Streams) -> None:
+            if steps.width == 1:
+                whole(steps.first)
+                return
+            read, write = row(self.projected)
+            with region(config.shared):
+                steps.gather(
+                    lambda s, i, w: row(layer.io["x"], layer.time(s))[0](n, i, w), self.x, layer.plan.inputs
+                )
+                scope = layer.scope(self.x, self.tile, layer.ih, self.scratch, steps.width)
+                product.set_bias(layer.packed["bias"], rows, scope)
+                product.emit(layer.plan.input, scope)
+                steps.scatter(self.tile, lambda s, i, v, w: write(s - steps.first, i, v, w), rows)
+            with (
+                T.serial(0, tirx.min(tirx.const(steps.width, "int64"), layer.steps - steps.first)) as s,
+                region(config.shared),
+            ):
+                copy(
+                    lambda i, w: read(s, i, w),
+                    lambda i, v, w: store(gates, i, v, w),
+                    rows,
+                    config.lanes,
+                    config.shared,
+                )
+                finish(layer.time(steps.first + s))
+
+        for_each(layer.steps, config.lanes, config.steps, config.steps_from, chunk, config.shared)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

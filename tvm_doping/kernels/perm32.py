@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import primitives
-from tvm_doping.kernels.emit import Buffer, Expr, Registers, address, load, splat, store, unpacked
+from tvm_doping.kernels.emit import Buffer, Expr, Registers, address, load, splat, split, store, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
@@ -25,7 +25,7 @@ def stream(product: Product, scope: Scope) -> None:
     """One stream: two loads of x, a look-up and an FMA a slot, as many chains of FMAs as slots that a group is padded to."""
     slots = Slots(product, scope)
     overlapping = _overlapping(product.columns, scope)
-    with T.serial(0, slots.groups) as g:
+    with split(slots.groups, scope.shared) as g:
         acc = Registers(slots.multiple, _FULL)
 
         def slot(at: Expr, weights: Expr, u: int, acc: Registers = acc) -> None:
@@ -49,7 +49,7 @@ def tile(product: Product, scope: Scope) -> None:
     each = int(slots.indices.shape[1]) // _FULL
     stored = Rows(slots.values, _FULL * each, scope.lanes)
     expanded = T.alloc_buffer((_FULL,), "float32")
-    with T.serial(0, slots.groups) as g:
+    with split(slots.groups, scope.shared) as g:
 
         def rows(lanes: range, fma: Fma, g: Expr = g) -> None:
             def slot(at: Expr, weight: Callable[[int], Expr]) -> None:
@@ -78,7 +78,7 @@ def _overlapping(columns: int, scope: Scope) -> Buffer:
     """z as registers that begin _STEP columns apart, one after the other: any window is two of them, and aligned."""
     count = -(-columns // _STEP) + _COPIES
     registers = T.alloc_buffer((count * _FULL,), "float32")
-    with T.serial(0, count) as r:
+    with split(count, scope.shared) as r:
         store(registers, r * _FULL, load(scope.z, r * _STEP, _FULL), _FULL)
     return registers
 

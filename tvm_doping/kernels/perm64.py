@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import perm32, primitives
-from tvm_doping.kernels.emit import Buffer, Expr, Registers, address, load, store
+from tvm_doping.kernels.emit import Buffer, Expr, Registers, address, load, split, store
 from tvm_doping.kernels.perm32 import Slots
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import scatter_rows
@@ -33,7 +33,7 @@ def stream(product: Product, scope: Scope) -> None:
     slots, portable = Slots(product, scope), scope.config.portable
     with primitives.bf16(portable=portable):
         overlapping = _overlapping(product.columns, scope)
-        with T.serial(0, slots.groups) as g:
+        with split(slots.groups, scope.shared) as g:
             acc = Registers(slots.multiple, _FULL)
 
             def slot(at: Expr, _: Any, u: int, acc: Registers = acc) -> None:
@@ -55,7 +55,7 @@ def tile(product: Product, scope: Scope) -> None:
     """A tile of streams: that of perm32 with weights widened, on z rounded."""
     size, portable = product.columns * scope.width, scope.config.portable
     rounded = T.alloc_buffer((size,), "float32")
-    with primitives.bf16(portable=portable), T.serial(0, size // _FULL) as i:
+    with primitives.bf16(portable=portable), split(size // _FULL, scope.shared) as i:
         words = primitives.round_bf16(load(scope.z, i * _FULL, _FULL), portable=portable)
         store(rounded, i * _FULL, widen(tirx.reinterpret("uint16x16", words)), _FULL)
     perm32.tile(product, replace(scope, z=rounded))
@@ -65,7 +65,7 @@ def _overlapping(columns: int, scope: Scope) -> Buffer:
     """z in bfloat16 as registers that begin _STEP columns apart: any window is two of them, and aligned."""
     count = -(-columns // _STEP) + _COPIES
     registers = T.alloc_buffer((count * _WORDS,), "int16")
-    with T.serial(0, count) as r:
+    with split(count, scope.shared) as r:
         for half in range(0, _WORDS, _FULL):
             values = load(scope.z, r * _STEP + half, _FULL)
             words = primitives.round_bf16(values, portable=scope.config.portable)

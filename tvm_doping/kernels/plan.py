@@ -27,6 +27,7 @@ class Config:
                 `lanes`; 0: each step projects its own input); bounds the memory, whatever T is.
     steps_from  a remainder of at least so many steps is worth a padded tile.
     portable    emulate the AVX-512 instructions of the look-up formats: slow, for tests on CPUs without them.
+    shared      whether the threads of a session share the work of a step: it must outweigh the barriers (schedules.threads).
     """
 
     lanes: int
@@ -36,6 +37,7 @@ class Config:
     steps: int = 0
     steps_from: int = 0
     portable: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from tvm_doping import sparsity
 from tvm_doping._tvm import T
 from tvm_doping.kernels import dense, kronecker, sparse
-from tvm_doping.kernels.emit import Buffer, copy, load, splat, store
+from tvm_doping.kernels.emit import LINES, Buffer, copy, load, splat, split, store
 from tvm_doping.kernels.plan import Config, Part, Product
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.sparsity.values import round_bf16
@@ -41,6 +41,12 @@ def emit(product: Product, scope: Scope) -> None:
     sparse.emit(product, scope)
 
 
+def scratch(product: Product, config: Config, width: int) -> int:
+    """How many values the scope's scratch has to hold."""
+    part = product.part
+    return 0 if part.kind == "zero" else int(_ROOM[part.kind].scratch(part, config, width))
+
+
 def parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, Buffer]:
     """One argument of the function being built for each packed array, in order."""
 
@@ -59,9 +65,11 @@ def set_bias(bias: Buffer, rows: int, scope: Scope) -> None:
     """Emit y = bias, the same for every stream of a tile."""
     lanes = scope.lanes
     if scope.width == 1:
-        copy(lambda i, w: load(bias, i, w), lambda i, v, w: store(scope.y, i, v, w), rows, lanes)
+        copy(
+            lambda i, w: load(bias, i, w), lambda i, v, w: store(scope.y, i, v, w), rows, lanes, scope.shared
+        )
         return
-    with T.serial(0, rows) as r:
+    with split(rows, scope.shared, LINES) as r:
         for v in range(scope.vectors):
             store(scope.y, r * scope.width + v * lanes, splat(bias[r], lanes), lanes)
 

@@ -14,6 +14,7 @@ class Scope:
     """y += W z for one stream (width 1) or for a tile of `width` streams, one a lane: z[k * width + stream].
 
     z   the concatenated input, with at least `SLACK` floats behind its last column: vector loads may run over.
+    scratch  room for `product.scratch` values between two products, common to the threads, contents undefined.
     y   the output, with at least `SLACK` rows behind its last one: padded rows add zeros there.
     """
 
@@ -21,11 +22,17 @@ class Scope:
     y: Buffer
     arrays: Mapping[str, Buffer]
     config: Config
+    scratch: Buffer = None
     width: int = 1
 
     @property
     def lanes(self) -> int:
         return self.config.lanes
+
+    @property
+    def shared(self) -> bool:
+        """Whether threads share the loops over rows and groups (emit.split)."""
+        return self.config.shared
 
     @property
     def vectors(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import perm32, perm64
-from tvm_doping.kernels.emit import Buffer, Expr, Registers, add, address, load, splat, unpacked
+from tvm_doping.kernels.emit import LINES, Buffer, Expr, Registers, add, address, load, splat, split, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
@@ -29,7 +29,7 @@ def _csr_stream(product: Product, scope: Scope) -> None:
     """Rows one after the other, 0.6-0.75 nonzeros a cycle. Rows are padded to whole groups of accumulators."""
     indptr, indices, values = _arrays(scope, "indptr", "indices", "values")
     unroll = product.params["multiple"]
-    with T.serial(0, product.rows) as r:
+    with split(product.rows, scope.shared, LINES) as r:
         acc = Registers(unroll, 1)
         first = address(indptr[r])
         with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
@@ -44,7 +44,7 @@ def _csr_tile(product: Product, scope: Scope) -> None:
     """One FMA a nonzero and vector of streams."""
     indptr, indices, values = _arrays(scope, "indptr", "indices", "values")
     unroll, vectors = product.params["multiple"], scope.vectors
-    with T.serial(0, product.rows) as r:
+    with split(product.rows, scope.shared, LINES) as r:
         acc = Registers(unroll * vectors, scope.lanes)
         first = address(indptr[r])
         with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
@@ -64,7 +64,7 @@ def _sell16_stream(product: Product, scope: Scope) -> None:
     x[..] four times into one register (`vmovss`, `vinsertps`); a vectorised x[indices] LLVM would scalarise.
     """
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
-    with T.serial(0, int(group_ptr.shape[0]) - 1) as g:
+    with split(int(group_ptr.shape[0]) - 1, scope.shared) as g:
         acc = Registers(4, 4)
         first = address(group_ptr[g])
         with T.serial(0, address(group_ptr[g + 1]) - first) as k:
@@ -79,7 +79,7 @@ def _sell16_tile(product: Product, scope: Scope) -> None:
     """16 accumulators, one a row: an FMA a slot's lane and vector of streams."""
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
     stored = Rows(values, 16, scope.lanes)
-    with T.serial(0, int(group_ptr.shape[0]) - 1) as g:
+    with split(int(group_ptr.shape[0]) - 1, scope.shared) as g:
         first = address(group_ptr[g])
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
@@ -100,7 +100,7 @@ def _block_stream(product: Product, scope: Scope) -> None:
     lanes = min(b, scope.lanes)
     parts = b // lanes
     unroll = max(1, 4 // parts)  # four chains of FMAs at least, to cover their latency
-    with T.serial(0, int(block_ptr.shape[0]) - 1) as g:
+    with split(int(block_ptr.shape[0]) - 1, scope.shared) as g:
         acc = Registers(unroll * parts, lanes)
         first = address(block_ptr[g])
         count = T.bind(address(block_ptr[g + 1]) - first)
@@ -127,7 +127,7 @@ def _block_tile(product: Product, scope: Scope) -> None:
     block_ptr, columns, values = _arrays(scope, "block_ptr", "columns", "values")
     b = int(values.shape[1])
     stored = Rows(values, b, scope.lanes)
-    with T.serial(0, int(block_ptr.shape[0]) - 1) as g:
+    with split(int(block_ptr.shape[0]) - 1, scope.shared) as g:
         first = address(block_ptr[g])
 
         def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels.emit import Buffer, Expr, copy, load, store
+from tvm_doping.kernels.emit import LINES, Buffer, Expr, copy, load, split, store
 
 Read = Callable[
     [Expr, Expr, int], Expr
@@ -16,12 +16,15 @@ Write = Callable[[Expr, Expr, Expr, int], None]  # (stream, column, value, width
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """`width` streams from stream `first` on, of `count` in all, laid out buffer[k * width + stream]."""
+    """`width` streams from stream `first` on, of `count` in all, laid out buffer[k * width + stream].
+
+    shared: whether threads share the copies (emit.split)."""
 
     first: Expr
     width: int
     count: Expr
     lanes: int
+    shared: bool = False
 
     def gather(self, read: Read, target: Buffer, columns: int) -> None:
         """target[i * width + s] = read(first + s, i); a padded tile repeats the last stream."""
@@ -31,6 +34,7 @@ class Streams:
                 lambda i, v, w: store(target, i, v, w),
                 columns,
                 self.lanes,
+                self.shared,
             )
             return
         for group in range(0, self.width, self.lanes):
@@ -54,6 +58,7 @@ class Streams:
                 lambda i, v, w: write(self.first, i, v, w),
                 columns,
                 self.lanes,
+                self.shared,
             )
             return
         for group in range(0, self.width, self.lanes):
@@ -76,11 +81,11 @@ class Streams:
     def _columns(self, count: int, square: Callable[[Expr], None], single: Callable[[Expr], None]) -> None:
         whole = count // self.lanes
         if whole:
-            with T.serial(0, whole) as i:
+            with split(whole, self.shared, LINES) as i:
                 square(i * self.lanes)
         if count > whole * self.lanes:
-            with T.serial(whole * self.lanes, count) as i:
-                single(i)
+            with split(count - whole * self.lanes, self.shared, LINES) as i:
+                single(whole * self.lanes + i)
 
 
 def transpose(rows: list[Expr]) -> list[Expr]:
@@ -101,11 +106,18 @@ def transpose(rows: list[Expr]) -> list[Expr]:
     return vectors
 
 
-def for_each(count: Expr, lanes: int, tile: int, tile_from: int, run: Callable[[Streams], None]) -> None:
+def for_each(
+    count: Expr,
+    lanes: int,
+    tile: int,
+    tile_from: int,
+    run: Callable[[Streams], None],
+    shared: bool = False,
+) -> None:
     """run() full tiles, then a padded tile if the remainder is worth one, then the streams that are left one by one."""
 
     def streams(first: Expr, width: int) -> Streams:
-        return Streams(first=first, width=width, count=count, lanes=lanes)
+        return Streams(first=first, width=width, count=count, lanes=lanes, shared=shared)
 
     if not tile:
         with T.serial(0, count) as n:

@@ -58,6 +58,7 @@ class Choose:
             target=c.target,
             batch=c.batch,
             precision=c.precision,
+            threads=c.threads,
             force=_dict(c.force),
         )
         return plan.to_json()
@@ -69,6 +70,7 @@ class Choose:
             target=c.target,
             batch=c.batch,
             precision=c.precision,
+            threads=c.threads,
             force=_dict(c.force),
         )
         return plan.to_json()

@@ -14,8 +14,8 @@ Pass = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """target, batch (streams to be fast for), precision (how low stored values may go) and force (choices of the schedules
-    that a user forced);
+    """target, batch and threads (how many to be fast for), precision (how low stored values may go) and force (choices of the
+    schedules that a user forced);
 
     names    handle of a constant's tensor -> the name of the parameter it came from;
     weights  filled by LiftWeights: name -> TVM tensor, in the order of main's last parameter.
@@ -24,6 +24,7 @@ class Context:
     target: Target
     batch: int = 1
     precision: Precision = "exact"
+    threads: int = 1
     force: Mapping[str, Any] | None = None
     names: dict[int, str] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)

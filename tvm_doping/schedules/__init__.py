@@ -14,6 +14,7 @@ from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
 from tvm_doping.schedules import fallback, x86
 from tvm_doping.schedules.embedding import choose_embedding
 from tvm_doping.schedules.layer import DENSE, Candidate, Declined, Layer
+from tvm_doping.schedules.threads import window, worth_sharing
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target
@@ -40,6 +41,7 @@ def choose_lstm(
     target: Target,
     batch: int = 1,
     precision: Precision = "exact",
+    threads: int = 1,
     force: dict[str, Any] | None = None,
 ) -> LstmPlan:
     """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format of
@@ -56,13 +58,14 @@ def choose_lstm(
         max(ih.config, hh.config, key=lambda config: config.lanes),
         tile_from=max(ih.config.tile_from, hh.config.tile_from),
         steps_from=ih.config.steps_from,
+        shared=worth_sharing(ih.cycles + hh.cycles, threads),
     )
     return LstmPlan(
         inputs=int(w_ih.shape[1]),
         hidden=int(w_hh.shape[1]),
         reverse=reverse,
-        input=_product(layers[0], ih),
-        recurrent=_product(layers[1], hh),
+        input=_product(layers[0], ih, config.shared),
+        recurrent=_product(layers[1], hh, config.shared),
         config=config,
         reason=f"W_ih: {ih.reason}; W_hh: {hh.reason}",
         rejected=(*why_not_ih, *why_not_hh),
@@ -74,17 +77,19 @@ def choose_linear(
     *,
     target: Target,
     batch: int = 1,
+    threads: int = 1,
     precision: Precision = "exact",
     force: dict[str, Any] | None = None,
 ) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
     layer = layer_of(w, batch, precision)
     chosen, rejected = _choose(layer, target, force)
+    shared = worth_sharing(chosen.cycles, threads)
     return LinearPlan(
         inputs=layer.columns,
         outputs=layer.rows,
-        product=_product(layer, chosen),
-        config=chosen.config,
+        product=_product(layer, chosen, shared),
+        config=replace(chosen.config, shared=shared),
         reason=chosen.reason,
         rejected=rejected,
     )
@@ -119,13 +124,15 @@ def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple
     )
 
 
-def _product(layer: Layer, chosen: Candidate) -> Product:
-    dense = chosen.format == DENSE
+def _product(layer: Layer, chosen: Candidate, shared: bool = False) -> Product:
+    dense, params = chosen.format == DENSE, dict(chosen.params)
+    if shared and chosen.format == "sell16":
+        params["window"] = window(layer.rows)
     return Product(
         part=Part(kind="dense", shape=layer.part.shape) if dense else layer.part,
         sparse=None if dense else chosen.format,
         nnz=0 if dense else int(layer.sparse.nnz),
-        params=dict(chosen.params),
+        params=params,
         values=chosen.values,
         alternatives=chosen.alternatives,
     )

@@ -14,12 +14,13 @@ from tvm_doping.runtime import Session
 class Doped:
     """A bundle of tvm_doping; also the dense build, whose bundle holds dense plans."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        # A bundle compiled for one thread runs on no more: it is then what the others are compared with.
+        self.bundle, self.threads = bundle, threads if bundle.manifest.threads > 1 else 1
 
     def open(self, steps: int, batch: int) -> Stream:
         """`session.step` at T = 1, else `session.run`; y is the session's first output."""
-        session = Session(self.bundle, batch=batch)
+        session = Session(self.bundle, batch=batch, threads=self.threads)
         several = len(self.bundle.manifest.outputs) > 1
 
         def run(x: np.ndarray) -> np.ndarray:

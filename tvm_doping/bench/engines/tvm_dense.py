@@ -12,5 +12,6 @@ from tvm_doping.build import compile
 
 
 def engine(subject: Subject, *, threads: int, precision: str) -> Doped:
-    """The subject, no structure recovered; on one thread, as all kernels of this compiler are."""
-    return Doped(compile(outputs_alone(subject.module()), force={"structure": "dense"}))
+    """The subject, no structure recovered."""
+    bundle = compile(outputs_alone(subject.module()), threads=threads, force={"structure": "dense"})
+    return Doped(bundle, threads)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -15,19 +18,29 @@ class SELL16(Format):
     """rows (G*16,), group_ptr (G+1,) in slots: int32; indices (slots, 16) uint16; values (slots, 16) float32.
 
     Rows are sorted by descending length (stable); `rows` has the row of each lane, and lanes beyond the last
-    row count on from m. A lane is padded with its row's last column (0 if empty) and the value 0.
+    row count on from m. `window`: only rows of the same `window` consecutive ones (a multiple of 16; 0: all rows)
+    are sorted, so that threads which take runs of groups take runs of rows. A lane is padded with its row's last
+    column (0 if empty) and the value 0.
     Source: SELL-C-sigma of Kreutzer et al., SIAM J. Sci. Comput. 36(5), 2014, arXiv 1307.6209.
     """
 
     name = "sell16"
     pointers = "group_ptr"
+    defaults: ClassVar[Mapping[str, int]] = {"window": 0}
 
     def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]:
         m, n = S.shape
+        if params["window"] < 0 or params["window"] % LANES:
+            raise InvalidInput(
+                "window",
+                f"a multiple of {LANES}, or 0",
+                str(params["window"]),
+                "Leave it out to sort all rows.",
+            )
         if n > 2**16:
             raise InvalidInput("S", "at most 65536 columns for format sell16", f"{n}", "Use csr or perm32.")
         lengths = np.diff(S.indptr).astype(np.int64)
-        lanes = lanes_by_length(lengths)
+        lanes = lanes_by_length(lengths, params["window"])
         rank = np.empty(len(lanes), np.int64)
         rank[lanes] = np.arange(len(lanes))
         lane_length, last = np.zeros(len(lanes), np.int64), np.zeros(len(lanes), np.uint16)

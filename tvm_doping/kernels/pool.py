@@ -1,0 +1,34 @@
+"""The C code that runs a kernel's regions on the threads of a session, compiled for the library that needs it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tvm_doping._tvm import tvm
+from tvm_doping.errors import DopingError
+from tvm_doping.kernels.emit import SHARED
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+def pool_objects(mod: Any, folder: Path) -> list[str]:
+    """The object files that a module's library is linked with: that of pool.c, where a function of it has the attribute SHARED.
+
+    Raises DopingError where the compiler that links libraries cannot compile it.
+    """
+    if not any(f.attrs and f.attrs.get(SHARED) for _, f in mod.functions_items()):
+        return []
+    target = folder / "pool.o"
+    compiler = tvm.support.cc.get_cc()
+    command = [compiler, "-x", "c", "-std=c11", "-O2", "-fPIC", "-c", str(SOURCE), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DopingError(
+            "the threads of a library",
+            f"a C11 compiler with pthreads ({compiler})",
+            done.stderr.strip()[:400],
+            "Install one, name it in CXX, or compile with threads=1.",
+        )
+    return [str(target)]
