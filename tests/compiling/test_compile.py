@@ -128,7 +128,7 @@ def test_a_run_folder(tmp_path: Any) -> None:
     assert tuple(bundle.vocabulary) == tuple("abcdefghi")
     assert bundle.manifest.metrics["test_perplexity"] == 12.5
     assert [spec.name for spec in bundle.manifest.state] == ["h", "c"]
-    assert len(list((tmp_path / "ir").iterdir())) == 10
+    assert len(list((tmp_path / "ir").iterdir())) == 11
     bundle.save(tmp_path / "bundle")
     session = tvm_doping.load(tmp_path / "bundle", verify=True)
     with torch.no_grad():

@@ -14,11 +14,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tvm_doping._tvm import T, tirx
+from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.heads import Head
 from tvm_doping.kernels.activations import exp
 from tvm_doping.kernels.emit import Buffer, Expr, load, splat, store
-from tvm_doping.kernels.scope import Scope
+from tvm_doping.kernels.plan import Config
+from tvm_doping.kernels.scope import SLACK, Scope
+from tvm_doping.kernels.streams import Streams, for_each, row
 
 # Vectors of y that one comparison skips: hardly any block holds one of the k largest, once the first blocks have been seen.
 _BLOCK = 8
@@ -57,6 +59,34 @@ def emit(head: Head | None, rows: int, scope: Scope) -> list[Buffer]:
         return [indices] if head.kind == "argmax" else [values, indices]
     _softmax(rows, scope, logarithm=head.kind == "log_softmax")
     return [scope.y]
+
+
+def prim_func(head: Head, columns: int, config: Config, name: str = "head") -> tvm.tirx.PrimFunc:
+    """The function (x (M, columns), x, *outputs) of a head over rows that no layer of ours makes, M symbolic.
+
+    It takes x twice: of functions that use one input Relax asks whether they are reshapes, and aborts on those without blocks.
+    """
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "doping.kernel": "head"})
+        rows = tirx.Var("rows", "int64")
+        x, again = (T.match_buffer(T.arg(key, T.handle()), (rows, columns)) for key in ("x", "again"))
+        results = [
+            T.match_buffer(T.arg(f"y{i or ''}", T.handle()), (rows, width), dtype)
+            for i, (width, dtype) in enumerate(outputs(head, columns))
+        ]
+
+        T.evaluate(again[0, 0])
+
+        def run(streams: Streams) -> None:
+            y = T.alloc_buffer(((columns + SLACK) * streams.width,), "float32")
+            scope = Scope(z=y, y=y, arrays={}, config=config, width=streams.width)
+            streams.gather(row(x)[0], y, columns)
+            for buffer, result in zip(emit(head, columns, scope), results, strict=True):
+                streams.scatter(buffer, row(result)[1], int(result.shape[1]))
+
+        for_each(rows, config.lanes, config.tile, config.tile_from, run)
+    return builder.get()
 
 
 def _top_k(k: int, rows: int, scope: Scope) -> tuple[Buffer, Buffer]:

@@ -87,18 +87,20 @@ def _fused(var: Any, value: Any, head: Head, linear: list[Any]) -> list[Any]:
     call = relax.call_dps_packed(
         "doping.linear_packed", [StringImm(json.dumps(layer)), *linear[1:]], out_ty=types
     )
-    fused = bound(f"{var.name}_head", call)
-    wanted = list(value.ty.fields) if len(types) > 1 else [value.ty]
-    made: list[Any] = [(fused, call)]
-    results: list[Any] = []
-    for i, ty in enumerate(wanted):
-        part = fused
-        if len(types) > 1:
-            taken = relax.TupleGetItem(fused, i)
-            part = bound(f"{var.name}_{i}", taken)
-            made.append((part, taken))
-        results.append(relax.op.reshape(part, relax.ShapeExpr(list(ty.shape))))
-    if len(types) == 1:
-        return [*made, results[0]]
-    shaped = [(bound(f"{var.name}_as_{i}", result), result) for i, result in enumerate(results)]
-    return [*made, *shaped, relax.Tuple([variable for variable, _ in shaped])]
+    return shaped(var, value, call)
+
+
+def shaped(var: Any, value: Any, call: Any) -> list[Any]:
+    """Bindings that give `value`'s results, of any shape, by a call that gives them as (M, ...)."""
+    result = bound(f"{var.name}_head", call)
+    if not isinstance(value.ty, relax.TupleType):
+        return [(result, call), relax.op.reshape(result, relax.ShapeExpr(list(value.ty.shape)))]
+    made: list[Any] = [(result, call)]
+    fields: list[Any] = []
+    for i, ty in enumerate(value.ty.fields):
+        taken = relax.TupleGetItem(result, i)
+        made.append((bound(f"{var.name}_{i}", taken), taken))
+        view = relax.op.reshape(made[-1][0], relax.ShapeExpr(list(ty.shape)))
+        made.append((bound(f"{var.name}_as_{i}", view), view))
+        fields.append(made[-1][0])
+    return [*made, relax.Tuple(fields)]

@@ -12,6 +12,7 @@ from tvm_doping.passes.context import Context, Pass
 from tvm_doping.passes.fuse import Fuse
 from tvm_doping.passes.lift_weights import LiftWeights
 from tvm_doping.passes.lower import Lower
+from tvm_doping.passes.lower_heads import LowerHeads
 from tvm_doping.passes.match_embedding import MatchEmbedding
 from tvm_doping.passes.match_head import MatchHead
 from tvm_doping.passes.match_linear import MatchLinear
@@ -29,6 +30,7 @@ def pipeline(context: Context) -> list[Pass]:
         Pack(context),  # weights -> the plan's arrays
         MatchHead(context),  # argmax, ... of a layer -> its kernel
         Fuse(context),  # a layer -> one kernel
+        LowerHeads(context),  # the other argmax, ... -> kernels of their own
         Lower(context),  # the rest -> TVM's own loops
         LiftWeights(context),  # constants -> the parameter `weights`
     ]
