@@ -14,7 +14,8 @@ pytest.importorskip("matplotlib")
 
 import itertools
 
-from tvm_doping.bench import ceilings, matrix, matrix_report
+from tvm_doping._threads import cores
+from tvm_doping.bench import ceilings, matrix, matrix_report, variants
 from tvm_doping.bench.cells import FAST, FULL, Variant, filtered, groups, streams_compiled_for
 from tvm_doping.errors import BenchError, InvalidInput
 from tvm_doping.targets import resolve
@@ -50,7 +51,7 @@ def test_an_unknown_axis_or_value_is_named(text: str) -> None:
 
 def test_groups_cover_every_cell_once_and_those_that_share_models_come_in_a_row() -> None:
     every = list(groups(FULL, lanes=8))
-    assert len({group.name for group in every}) == len(every) == 6 * 4 * 3
+    assert len({group.name for group in every}) == len(every) == 6 * 4 * 3 * 2
     assert all(len(group.variants) == 18 for group in every)
     shared = [(group.H, streams_compiled_for(group.batch, 8)) for group in every]
     changes = sum(a != b for a, b in itertools.pairwise(shared))
@@ -68,6 +69,23 @@ def test_the_ceilings_are_those_of_caches_and_units() -> None:
     assert ceilings.Ceilings(**json.loads(json.dumps(found.to_dict()))) == found
     assert all(rate > 0.1 for rate in (*found.gbs.values(), found.gmacs))
     assert found.level(1) == "L1" and found.level(1 << 50) == "memory"
+
+
+@pytest.mark.slow
+def test_threads_share_the_roofline() -> None:
+    bundle = variants.compiled(64, Variant(compression=5, pattern="unstructured"), "auto", 1)
+    sizes = {"L1": 1 << 40}
+    found = ceilings.Ceilings(gbs={"L1": 1.0, "memory": 1.0}, sizes=sizes, gmacs=1e3, lanes=8)
+    one, two = (ceilings.bound(bundle, found, steps=3, batch=1, threads=threads) for threads in (1, 2))
+    assert one["us"] == 2 * two["us"] > 0 and one["by"] == two["by"] == "reading"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
+def test_a_group_on_two_threads_is_measured(tmp_path: Path) -> None:
+    (path,) = matrix.run(tmp_path, axes={**TINY, "T": (1,), "threads": (2,)}, seconds=0.1, echo=quiet)
+    found = json.loads(path.read_text())
+    assert path.stem == "H64-N1-T1-threads2" and found["threads"] == len(found["machine"]["cores_used"]) == 2
 
 
 @pytest.mark.slow

@@ -66,12 +66,14 @@ def measure(target: Target) -> Ceilings:
     return Ceilings(gbs=gbs, sizes=sizes, gmacs=gmacs, lanes=target.lanes)
 
 
-def bound(bundle: Bundle, ceilings: Ceilings, *, steps: int, batch: int) -> dict[str, Any]:
+def bound(bundle: Bundle, ceilings: Ceilings, *, steps: int, batch: int, threads: int = 1) -> dict[str, Any]:
     """The roofline of LSTM layers: {"us", "by": "reading" | "looking up" | "multiplying", "bytes", "macs", "level"}.
 
     reading      W_hh once a step and W_ih once a call, over the bandwidth of the level that holds all weights;
     looking up   nonzeros of one lone stream over what the format looks up a cycle;
     multiplying  all multiply-adds over the FMA peak.
+
+    So many threads share each of these evenly, and each reads its share of the weights from the level that holds that.
     """
     cycles_a_us = 1e3 * ceilings.gmacs / (_UNITS * ceilings.lanes)
     read, macs, looked_up = 0.0, 0.0, 0.0
@@ -84,14 +86,14 @@ def bound(bundle: Bundle, ceilings: Ceilings, *, steps: int, batch: int) -> dict
             # the input projection of many steps is a tile: each nonzero then serves a vector of steps, no look-up
             alone = batch == 1 and (prefix == "hh" or steps == 1)
             looked_up += steps * product.nnz / _looked_up(product.sparse, ceilings.lanes) if alone else 0.0
-    level = ceilings.level(bundle.bytes)
+    level = ceilings.level(bundle.bytes / threads)
     us = {
         "reading": read / ceilings.gbs[level] / 1e3,
         "looking up": looked_up / cycles_a_us,
         "multiplying": macs / ceilings.gmacs / 1e3,
     }
     by = max(us, key=lambda name: us[name])
-    return {"us": us[by], "by": by, "bytes": int(read), "macs": int(macs), "level": level}
+    return {"us": us[by] / threads, "by": by, "bytes": int(read), "macs": int(macs), "level": level}
 
 
 def _looked_up(format: str | None, lanes: int) -> float:

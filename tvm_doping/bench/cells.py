@@ -11,16 +11,22 @@ from tvm_doping.errors import InvalidInput
 
 Axes = dict[str, tuple[Any, ...]]
 
-# The compiled kernels run on one thread, so a comparison with baselines on two would not be one of equals.
 FULL: Axes = {
     "H": (128, 256, 650, 1024, 1500, 2048),
     "compression": (5, 10, 15, 20, 25, 50),
     "pattern": ("unstructured", "nm32", "block16"),
     "batch": (1, 4, 8, 32),
     "T": (1, 35, 100),
+    "threads": (1, 2),
+}
+FAST: Axes = {
+    **FULL,
+    "H": (128, 650, 1500),
+    "compression": (10, 20),
+    "batch": (1, 8),
+    "T": (1, 35),
     "threads": (1,),
 }
-FAST: Axes = {**FULL, "H": (128, 650, 1500), "compression": (10, 20), "batch": (1, 8), "T": (1, 35)}
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

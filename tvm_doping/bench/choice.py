@@ -30,6 +30,7 @@ AXES: Axes = {
     "pattern": ("unstructured", "block16"),
     "batch": (1, 8, 32),
     "T": (1, 35),
+    "threads": (1,),
 }
 
 

@@ -105,21 +105,23 @@ def _measure(group: Group, target: Target, seconds: float, echo: Callable[[str],
     streams_of, bundles, impossible = streams_compiled_for(group.batch, target.lanes), {}, {}
     for variant in group.variants:
         try:
-            bundles[variant] = variants.compiled(group.H, variant, target.name, streams_of)
+            bundles[variant] = variants.compiled(
+                group.H, variant, target.name, streams_of, threads=group.threads
+            )
         except DopingError as error:  # a size or density at which the pattern does not exist
             impossible[variant.name] = " ".join(str(error).split())
             echo(f"{variant.name}: {impossible[variant.name]}")
-    own = variants.compiled(group.H, None, target.name, streams_of)
+    own = variants.compiled(group.H, None, target.name, streams_of, threads=group.threads)
     subject = variants.dense(group.H)
     streams: dict[str, Stream] = {}
     with pinned(group.threads) as cores:
         limits = ceilings.measure(target)
         for name in BASELINES:
             streams[name] = make(name, subject, group.threads).open(group.T, group.batch)
-        streams[DENSE] = Doped(own).open(group.T, group.batch)
+        streams[DENSE] = Doped(own, group.threads).open(group.T, group.batch)
         errors = check_baselines(streams, subject, group.T, group.batch)
         for variant, bundle in bundles.items():
-            streams[variant.name] = Doped(bundle).open(group.T, group.batch)
+            streams[variant.name] = Doped(bundle, group.threads).open(group.T, group.batch)
             errors[variant.name] = bundle.manifest.golden_error
         x = subject.inputs(group.T, group.batch, 1, 0)[0]
         samples = interleave({name: _call(s, x) for name, s in streams.items()}, seconds=seconds)
@@ -141,7 +143,9 @@ def _measure(group: Group, target: Target, seconds: float, echo: Callable[[str],
                 if bundle.manifest.compression
                 else {},
                 "formats": [layer.format for layer in bundle.manifest.layers],
-                "roofline": ceilings.bound(bundle, limits, steps=group.T, batch=group.batch),
+                "roofline": ceilings.bound(
+                    bundle, limits, steps=group.T, batch=group.batch, threads=group.threads
+                ),
             }
             for variant, bundle in bundles.items()
         },

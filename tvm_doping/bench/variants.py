@@ -33,21 +33,26 @@ def dense(H: int) -> Subject:
 
 
 def compiled(
-    H: int, variant: Variant | None, target: str, batch: int, force: tuple[tuple[str, Any], ...] = ()
+    H: int,
+    variant: Variant | None,
+    target: str,
+    batch: int,
+    force: tuple[tuple[str, Any], ...] = (),
+    threads: int = 1,
 ) -> Bundle:
     """The bundle of a variant, of the dense layers for None; compiled once. It was compared with PyTorch then."""
-    return _compiled(H, variant, target, batch, force)
+    return _compiled(H, variant, target, batch, force, threads)
 
 
 @lru_cache(maxsize=_KEPT)
 def _compiled(
-    H: int, variant: Variant | None, target: str, batch: int, force: tuple[tuple[str, Any], ...]
+    H: int, variant: Variant | None, target: str, batch: int, force: tuple[tuple[str, Any], ...], threads: int
 ) -> Bundle:
     if variant is None:
-        return compile(
-            outputs_alone(dense(H).module()), target=target, batch=batch, force={"structure": "dense"}
-        )
-    return compile(outputs_alone(doped(H, variant)), target=target, batch=batch, force=dict(force))
+        model, force = dense(H).module(), (("structure", "dense"),)
+    else:
+        model = doped(H, variant)
+    return compile(outputs_alone(model), target=target, batch=batch, threads=threads, force=dict(force))
 
 
 def forget() -> None:
