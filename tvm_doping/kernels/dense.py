@@ -88,8 +88,8 @@ def _product(scope: Scope, name: str, n: int, row: int) -> None:
     w, scales = scope.arrays[name], scope.arrays.get(name + ".scales")
     count, lanes = int(w.shape[0]), scope.lanes
     if scope.width > 1:
-        stored = Rows(w, lanes, lanes, _COLUMNS)
         with split(count, scope.shared) as g:
+            stored = Rows(w, lanes, lanes, _COLUMNS)
             for start in range(0, n, _COLUMNS):
                 _tile(scope, w, scales, stored, g, range(start, min(start + _COLUMNS, n)), row)
         return

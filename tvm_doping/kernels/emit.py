@@ -71,8 +71,8 @@ def split(extent: int, shared: bool, grain: int = 1) -> Iterator[Expr]:
 def region(shared: bool) -> Iterator[None]:
     """What the threads of a session run together: all of it, but for loops of `split`.
 
-    A buffer that one such loop alone uses is each thread's own; any other is common to them, wherever it is made (TVM's
-    StorageRewrite puts it before the region), and may be written in such loops only.
+    A buffer that is made inside of such a loop is each thread's own; any other is common to them (TVM's StorageRewrite puts
+    it before the region, even one that a single loop uses), and each of its places may be written by one thread only.
     """
     if not shared:
         yield

@@ -47,11 +47,13 @@ def tile(product: Product, scope: Scope) -> None:
     """A tile of streams: the lanes of a slot are 16 rows with a column each, in perm64 two. Padding costs as much as a nonzero."""
     slots = Slots(product, scope)
     each = int(slots.indices.shape[1]) // _FULL
-    stored = Rows(slots.values, _FULL * each, scope.lanes)
-    expanded = T.alloc_buffer((_FULL,), "float32")
     with split(slots.groups, scope.shared) as g:
+        stored = Rows(slots.values, _FULL * each, scope.lanes)
+        expanded = T.alloc_buffer((_FULL,), "float32")
 
-        def rows(lanes: range, fma: Fma, g: Expr = g) -> None:
+        def rows(
+            lanes: range, fma: Fma, g: Expr = g, stored: Rows = stored, expanded: Buffer = expanded
+        ) -> None:
             def slot(at: Expr, weight: Callable[[int], Expr]) -> None:
                 window = address(slots.windows[at])
                 columns = unpacked(slots.indices, each * lanes.start, each * len(lanes), at)

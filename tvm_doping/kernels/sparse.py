@@ -78,11 +78,10 @@ def _sell16_stream(product: Product, scope: Scope) -> None:
 def _sell16_tile(product: Product, scope: Scope) -> None:
     """16 accumulators, one a row: an FMA a slot's lane and vector of streams."""
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
-    stored = Rows(values, 16, scope.lanes)
     with split(int(group_ptr.shape[0]) - 1, scope.shared) as g:
-        first = address(group_ptr[g])
+        first, stored = address(group_ptr[g]), Rows(values, 16, scope.lanes)
 
-        def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
+        def walk(lanes: range, fma: Fma, first: Expr = first, stored: Rows = stored, g: Expr = g) -> None:
             def slot(at: Expr, weight: Callable[[int], Expr]) -> None:
                 columns = unpacked(indices, lanes.start, len(lanes), at)
                 for lane, column in zip(lanes, columns, strict=True):
@@ -126,11 +125,10 @@ def _block_tile(product: Product, scope: Scope) -> None:
     """One vector of streams serves all rows of a block."""
     block_ptr, columns, values = _arrays(scope, "block_ptr", "columns", "values")
     b = int(values.shape[1])
-    stored = Rows(values, b, scope.lanes)
     with split(int(block_ptr.shape[0]) - 1, scope.shared) as g:
-        first = address(block_ptr[g])
+        first, stored = address(block_ptr[g]), Rows(values, b, scope.lanes)
 
-        def walk(lanes: range, fma: Fma, first: Expr = first, g: Expr = g) -> None:
+        def walk(lanes: range, fma: Fma, first: Expr = first, stored: Rows = stored, g: Expr = g) -> None:
             def block(at: Expr, weight: Callable[[int], Expr]) -> None:
                 column = address(columns[at])
                 for lane in lanes:
