@@ -19,13 +19,14 @@ import tvm_doping
 from tvm_doping import _threads, models, schedules, targets
 from tvm_doping.errors import InvalidInput
 from tvm_doping.passes import choose
+from tvm_doping.sparsity.values import Precision
 
 STEPS, HIDDEN = 18, 40
 COUNTS = (2, 3, 8)
 LOOK_UP = {"perm32": "x86-64-v4", "perm32_expand": "x86-64-v4", "perm64": "x86-64-v4-bf16"}
 STRUCTURES = ("low_rank", "hybrid")
 # Narrow values are widened into buffers, of which each thread needs its own.
-NARROW = {
+NARROW: dict[str, Precision] = {
     "perm64": "bf16",
     "sell16 fp16": "fp16",
     "block16 int8": "int8",
