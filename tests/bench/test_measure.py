@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
+import sys
+import threading
 import time
 from functools import partial
 
@@ -46,6 +49,26 @@ def test_engines_take_turns() -> None:
     assert (
         len({"".join(turns[i : i + 2]) for i in range(0, len(turns), 2)}) == 2
     )  # not always in the same order
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell which threads run")
+def test_a_turn_begins_when_threads_of_the_one_before_have_stopped_to_spin() -> None:
+    spinning, seen = [threading.Thread()], []
+
+    def leaves_a_thread_running() -> None:
+        work = partial(hashlib.pbkdf2_hmac, "sha256", b"", b"", 200_000)  # without the interpreter's lock
+        spinning[0] = threading.Thread(target=work)
+        spinning[0].start()
+        time.sleep(0.021)  # called once a turn
+
+    def other() -> None:
+        seen.append(spinning[0].is_alive())
+        time.sleep(0.021)
+
+    interleave({"spins": leaves_a_thread_running, "other": other}, seconds=0.01)
+    assert any(seen[:4])  # while the time of a call is estimated, one after the other
+    assert len(seen) >= 11
+    assert not any(seen[4:])
 
 
 def test_garbage_collection_is_on_again_even_after_a_failure() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,8 @@ _LEAST_ROUNDS = 7
 # few MB settle there over some calls (one: 360 us a step at H = 1500, thirty: 245). Every engine gets the same.
 _WARM = 10e-3
 _LONG = 20e-3  # calls longer than this warm themselves
+# Thread pools spin for a while after a call (ONNX Runtime's 40 ms), on cores that the next engine is to use.
+_MOST_WAITING = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Microseconds a call of each, one sample a round, for about `seconds` (at least 7 rounds).
 
-    Each turn begins with 10 ms of untimed calls (at least one): taking turns empties the caches, which a stream in use has
-    warm. A sample is the mean of as many calls as fill 2 ms. Garbage is not collected meanwhile.
+    Each turn begins when the threads of the one before have stopped to spin, with 10 ms of untimed calls (at least one): taking
+    turns empties the caches, which a stream in use has warm. A sample is the mean of as many calls as fill 2 ms. Garbage is not
+    collected meanwhile.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -48,6 +53,7 @@ def interleave(
         while rounds < _LEAST_ROUNDS or time.perf_counter() < end:
             for at in rng.permutation(len(names)):
                 name = names[at]
+                _settle()
                 samples[name].append(_sample(calls[name], repeats[name]))
             rounds += 1
     finally:
@@ -69,6 +75,25 @@ def _repeats(call: Callable[[], object]) -> int:
         call()
         times.append(time.perf_counter() - start)
     return min(_MOST_REPEATS, max(1, math.ceil(_SAMPLE / max(min(times), 1e-9))))
+
+
+def _settle() -> None:
+    """Wait until no other thread of this process runs, a second at most."""
+    end = time.perf_counter() + _MOST_WAITING
+    while _others_run() and time.perf_counter() < end:
+        time.sleep(1e-3)
+
+
+def _others_run() -> bool:
+    """Whether a thread beside the calling one is running or wants to; False where the system does not tell (not Linux)."""
+    for stat in Path("/proc/self/task").glob("*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:  # the thread has ended
+            continue
+        if int(stat.parent.name) != threading.get_native_id() and text.rpartition(")")[2].split()[0] == "R":
+            return True
+    return False
 
 
 def _sample(call: Callable[[], object], repeats: int) -> float:

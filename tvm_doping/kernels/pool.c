@@ -23,8 +23,9 @@ extern int (*__TVMBackendParallelBarrier)(int, Group*);
  *
  * Where other programs want the cores, a thread can be away for milliseconds, many times what a step takes. So a region does not
  * wait for threads: those that join in time run it, each for a larger share (results do not depend on how many there are).
- * Who is late costs time once, then for `rest` times as long the calling thread runs alone: a few per cent. */
-enum { US = 1000, SPIN = 50 * US, AWAKE = 200 * US, HURRY = 2 * US };
+ * Who is late costs time once, then for `rest` times as long the calling thread runs alone: a few per cent. Threads that come but
+ * are slow are given some regions first: after a pause their cores' caches are cold, and the next region is faster. */
+enum { US = 1000, SPIN = 50 * US, AWAKE = 200 * US, HURRY = 2 * US, SLOW = 3 };
 
 typedef struct Pool {
     _Alignas(64) atomic_ullong call;    /* region's number << 32 | CLOSED | how many workers have joined it */
@@ -40,6 +41,7 @@ typedef struct Pool {
     uint64_t patience, rest;    /* how long a region is held up for a thread, ns */
     uint64_t alone_until, hurry_until;
     int count, begun;           /* threads in all; those besides the calling one */
+    int slow;                   /* regions in a row at whose barriers threads waited too long */
     pthread_mutex_t lock;
     pthread_cond_t wake;
     struct Worker { struct Pool* pool; int task, core; uint32_t seen; uint64_t regions; pthread_t thread; } workers[];
@@ -174,7 +176,9 @@ static int on_launch(Region run, void* data, int tasks) {
     barrier(pool);
     uint64_t took = now() - begin;
     /* shares may differ, but not by half of the whole */
-    if (atomic_load(&pool->late) > took / 2 * (unsigned)(size - 1)) pool->alone_until = begin + took + pool->rest * took;
+    if (atomic_load(&pool->late) <= took / 2 * (unsigned)(size - 1)) pool->slow = 0;
+    else if (pool->slow < SLOW) pool->slow++;
+    else pool->alone_until = begin + took + pool->rest * took;
     return failed || atomic_load(&pool->failed) ? -1 : 0;
 }
 
