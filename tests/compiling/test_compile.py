@@ -22,6 +22,8 @@ from tvm_doping.errors import (
     UnfinishedWarning,
 )
 from tvm_doping.models import LanguageModel, dope
+from tvm_doping.passes import Context, pipeline
+from tvm_doping.targets import resolve
 
 
 def run(bundle: Any, *inputs: np.ndarray) -> Any:
@@ -128,7 +130,8 @@ def test_a_run_folder(tmp_path: Any) -> None:
     assert tuple(bundle.vocabulary) == tuple("abcdefghi")
     assert bundle.manifest.metrics["test_perplexity"] == 12.5
     assert [spec.name for spec in bundle.manifest.state] == ["h", "c"]
-    assert len(list((tmp_path / "ir").iterdir())) == 11
+    passes = pipeline(Context(target=resolve("auto")))
+    assert len(list((tmp_path / "ir").iterdir())) == 1 + len(passes)
     bundle.save(tmp_path / "bundle")
     session = tvm_doping.load(tmp_path / "bundle", verify=True)
     with torch.no_grad():

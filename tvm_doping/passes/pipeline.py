@@ -9,6 +9,7 @@ from typing import Any
 
 from tvm_doping.passes.choose import Choose
 from tvm_doping.passes.context import Context, Pass
+from tvm_doping.passes.drop_broadcasts import DropBroadcasts
 from tvm_doping.passes.fuse import Fuse
 from tvm_doping.passes.lift_weights import LiftWeights
 from tvm_doping.passes.lower import Lower
@@ -23,6 +24,7 @@ from tvm_doping.passes.recover_structure import RecoverStructure
 def pipeline(context: Context) -> list[Pass]:
     """From an imported model to loops."""
     return [
+        DropBroadcasts(context),  # matmul of repeated factors -> of the factors
         MatchLinear(context),  # x W^T + b -> doping.linear
         MatchEmbedding(context),  # rows of a doped table -> doping.embedding
         RecoverStructure(context),  # weights -> doping.weight: B (x) C + S, ...
