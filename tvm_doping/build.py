@@ -34,6 +34,7 @@ from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
 from tvm_doping.models.doping import doped_weights, original
 from tvm_doping.passes import REPORT, Context, Pack, pipeline, run_passes
+from tvm_doping.records import Book
 from tvm_doping.rounding import Rounded, long_inputs, measure
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import PRECISIONS, Precision
@@ -105,6 +106,7 @@ def compile(
     dump: str | os.PathLike[str] | None = None,
     precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
+    records: str | os.PathLike[str] | None = "auto",
     tolerance: float = 1e-5,
 ) -> Bundle:
     """Compile a trained model (a run folder, an nn.Module or an ExportedProgram) into a bundle.
@@ -122,6 +124,8 @@ def compile(
                (`precision_error`);
     force      {"format": name}: the sparse format of every weight that has an S; {"structure": "dense"}: weights as
                they are, no structure is looked for; {"structure": "kept"}: none is multiplied out, even where dense is faster;
+    records    tuning records to use, where one is near a layer and nothing is forced: "auto" those that ship and those that
+               `tvm-doping tune` wrote here, a folder, or None: every choice is predicted;
     tolerance  largest difference from PyTorch, relative to max(1, largest output); of a precision other than exact, from
                the model with its weights as they are stored. It grows to what the precision costs where the format perm64,
                which rounds x as well, was chosen: numbers are not always rounded the same way.
@@ -139,6 +143,7 @@ def compile(
         dump=dump,
         precision=precision,
         force=force,
+        records=records,
         tolerance=tolerance,
     )
     if not isinstance(model, str | os.PathLike):
@@ -163,6 +168,7 @@ def lower(
     dump: str | os.PathLike[str] | None = None,
     precision: Precision = "exact",
     force: Mapping[str, Any] | None = None,
+    records: str | os.PathLike[str] | None = "auto",
     tolerance: float = 1e-5,
 ) -> Compiled:
     """What `compile` puts into the bundle."""
@@ -175,6 +181,7 @@ def lower(
         raise InvalidInput("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one.")
     wanted = None if head is None else Head.parse(head)
     _check_force(force or {})
+    book = Book.of(records)
     metrics: dict[str, Any] = {}
     if isinstance(model, str | os.PathLike):
         metrics = dict(checkpoint.read_config(model).get("metrics") or {})
@@ -185,7 +192,13 @@ def lower(
     machine = resolve(target)
     imported = _imported(model, example, wanted, tolerance)
     context = Context(
-        target=machine, batch=batch, threads=threads, precision=precision, force=force, names=imported.names
+        target=machine,
+        batch=batch,
+        threads=threads,
+        precision=precision,
+        force=force,
+        records=book,
+        names=imported.names,
     )
     packed: list[Any] = []
     mod = run_passes(

@@ -138,6 +138,9 @@ class Bundle:
                 "layers": compiled.layers,
                 "compression": compiled.compression,
                 "metrics": {key: _number(value) for key, value in compiled.metrics.items()},
+                "records": sorted(
+                    {layer.get("plan", {}).get("record", "") for layer in compiled.layers} - {""}
+                ),
                 "tokens": tokens,
             }
         )

@@ -49,6 +49,10 @@ class ScheduleError(DopingError):
     """No schedule accepts the choice that was forced; `got` lists every reason."""
 
 
+class RecordError(DopingError, ValueError):
+    """A tuning record, or a file of them, that is damaged, of another version, or does not fit."""
+
+
 class BundleError(DopingError):
     """A bundle that is missing, damaged, of another version, or made for another machine."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,21 @@ from torch import nn
 import tvm_doping
 from tests.frontend.running import exported
 from tests.passes.models import Tagger, doped, plain
-from tvm_doping import checkpoint, models
+from tvm_doping import checkpoint, models, schedules, targets
 from tvm_doping.errors import (
     CheckpointError,
     DopingError,
     InvalidInput,
+    RecordError,
     ScheduleError,
     SessionError,
     UnfinishedWarning,
 )
 from tvm_doping.models import LanguageModel, dope
+from tvm_doping.models.doping import doped_weights, original
 from tvm_doping.passes import Context, pipeline
+from tvm_doping.records import Device, Record, save
+from tvm_doping.schedules.recorded import choice_of, key_of
 from tvm_doping.targets import resolve
 
 
@@ -207,3 +212,35 @@ def test_an_unfinished_annealing_and_weights_that_are_no_numbers() -> None:
     model.output.bias.data[0] = torch.nan
     with pytest.raises(InvalidInput, match=r"weight output\.bias"):
         tvm_doping.compile(model)
+
+
+def test_a_record_is_used_without_being_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    monkeypatch.setenv("TVM_DOPING_RECORDS", str(tmp_path))
+    model, target = doped(hidden=32), targets.resolve("auto")
+    found = {
+        name: weight.structure(original(module, name)) for _, module, name, weight in doped_weights(model)
+    }
+    structures = [found[f"weight_{side}_l0"] for side in ("ih", "hh")]
+    layers = dict(zip(("input", "recurrent"), map(schedules.layer_of, structures), strict=True))
+    predicted = schedules.choose_lstm(*structures, reverse=False, target=target)
+    choice = choice_of(predicted)
+    numbers = choice.numbers.model_copy(update={"steps": 2 * choice.numbers.lanes})
+    made = Record(
+        key=key_of(layers, 1),
+        choice=choice.model_copy(update={"numbers": numbers}),
+        us={1: 3.0},
+        heuristic_us={1: 4.0},
+        trials=5,
+        created="now",
+    )
+    device = Device(target=target.name, cpu="a CPU", cores=1, l1=target.l1, l2=target.l2, l3=target.l3)
+    save(tmp_path, device, "lstm", [made])
+    manifest = tvm_doping.compile(model).manifest
+    layer = manifest.layers[1]
+    assert layer.plan["config"]["steps"] == 2 * target.lanes
+    assert manifest.records == (layer.plan["record"],) and "best of 5 on a CPU" in layer.reason
+    assert tvm_doping.compile(model, records=None).manifest.records == ()
+    with pytest.raises(RecordError, match="no folder"):
+        tvm_doping.compile(model, records=tmp_path / "none")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tvm_doping.cli import bench, bench_choice, bench_matrix, compile, inspect, run, targets, train
+from tvm_doping.cli import bench, bench_choice, bench_matrix, compile, inspect, records, run, targets, train
 from tvm_doping.errors import DopingError, UnfinishedWarning
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for verb in (
     targets.targets,
 ):
     app.command()(verb)
+app.add_typer(records.records)
 
 
 def main(arguments: list[str] | None = None) -> None:

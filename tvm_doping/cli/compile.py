@@ -66,6 +66,13 @@ def compile(
             metavar="NAME=VALUE", help="Force a choice of the schedules, e.g. format=csr; repeatable."
         ),
     ] = None,
+    records: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="Tuning records to use: auto (those that ship, and those that `tvm-doping tune` wrote), a folder, or none.",
+        ),
+    ] = "auto",
     tolerance: Annotated[
         float,
         typer.Option(
@@ -104,6 +111,7 @@ def compile(
         dump=dump,
         precision=precision,  # type: ignore[arg-type]
         force=forced or None,
+        records=records,
         tolerance=tolerance,
     )
     seconds = time.perf_counter() - start

@@ -103,11 +103,15 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What every plan has; `products` names the fields that are products."""
+    """What every plan has; `products` names the fields that are products.
+
+    record  the tuning record that it was made from, in words; "" where the schedules predicted it.
+    """
 
     config: Config
     reason: str = ""
     rejected: tuple[str, ...] = ()
+    record: str = ""
 
     products: ClassVar[tuple[str, ...]] = ()
 

@@ -60,6 +60,7 @@ class Choose:
             precision=c.precision,
             threads=c.threads,
             force=_dict(c.force),
+            records=c.records,
         )
         return plan.to_json()
 
@@ -72,6 +73,7 @@ class Choose:
             precision=c.precision,
             threads=c.threads,
             force=_dict(c.force),
+            records=c.records,
         )
         return plan.to_json()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tvm_doping.records import Book
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target
 
@@ -15,7 +16,7 @@ Pass = Callable[[Any], Any]
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """target, batch and threads (how many to be fast for), precision (how low stored values may go) and force (choices of the
-    schedules that a user forced);
+    schedules that a user forced), records (what was measured; None: all is predicted);
 
     names    handle of a constant's tensor -> the name of the parameter it came from;
     weights  filled by LiftWeights: name -> TVM tensor, in the order of main's last parameter.
@@ -26,5 +27,6 @@ class Context:
     precision: Precision = "exact"
     threads: int = 1
     force: Mapping[str, Any] | None = None
+    records: Book | None = None
     names: dict[int, str] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)

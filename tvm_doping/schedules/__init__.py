@@ -11,9 +11,11 @@ from scipy import sparse as sp
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
+from tvm_doping.records import Book
 from tvm_doping.schedules import fallback, x86
 from tvm_doping.schedules.embedding import choose_embedding
 from tvm_doping.schedules.layer import DENSE, Candidate, Declined, Layer
+from tvm_doping.schedules.recorded import recorded
 from tvm_doping.schedules.threads import window, worth_sharing
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import Precision
@@ -43,11 +45,13 @@ def choose_lstm(
     precision: Precision = "exact",
     threads: int = 1,
     force: dict[str, Any] | None = None,
+    records: Book | None = None,
 ) -> LstmPlan:
     """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format of
     S; {"structure": "kept"} keeps a weight from being multiplied out where dense is predicted to be faster.
 
-    precision: how low the stored values may go.
+    precision: how low the stored values may go. records: what was measured, which goes before what is predicted; a forced
+    choice goes before both.
 
     ScheduleError if every schedule declines what was forced: it lists their reasons.
     """
@@ -60,7 +64,7 @@ def choose_lstm(
         steps_from=ih.config.steps_from,
         shared=worth_sharing(ih.cycles + hh.cycles, threads),
     )
-    return LstmPlan(
+    plan = LstmPlan(
         inputs=int(w_ih.shape[1]),
         hidden=int(w_hh.shape[1]),
         reverse=reverse,
@@ -70,6 +74,10 @@ def choose_lstm(
         reason=f"W_ih: {ih.reason}; W_hh: {hh.reason}",
         rejected=(*why_not_ih, *why_not_hh),
     )
+    if force or records is None:
+        return plan
+    named = dict(zip(LstmPlan.products, layers, strict=True))
+    return recorded(plan, named, target=target, threads=threads, records=records)
 
 
 def choose_linear(
@@ -80,12 +88,13 @@ def choose_linear(
     threads: int = 1,
     precision: Precision = "exact",
     force: dict[str, Any] | None = None,
+    records: Book | None = None,
 ) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
     layer = layer_of(w, batch, precision)
     chosen, rejected = _choose(layer, target, force)
     shared = worth_sharing(chosen.cycles, threads)
-    return LinearPlan(
+    plan = LinearPlan(
         inputs=layer.columns,
         outputs=layer.rows,
         product=_product(layer, chosen, shared),
@@ -93,6 +102,9 @@ def choose_linear(
         reason=chosen.reason,
         rejected=rejected,
     )
+    if force or records is None:
+        return plan
+    return recorded(plan, {"product": layer}, target=target, threads=threads, records=records)
 
 
 def layer_of(structure: Any, batch: int = 1, precision: Precision = "exact") -> Layer:

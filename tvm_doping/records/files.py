@@ -1,0 +1,101 @@
+"""Files of tuning records: read with every fault named, merged by keeping the faster, replaced in one step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tvm_doping.errors import RecordError
+from tvm_doping.places import check_writable
+from tvm_doping.records.model import FORMAT_VERSION, Device, Record, RecordFile
+
+_AGAIN = "Correct or delete it; `tvm-doping tune` measures again."
+
+
+def read(path: str | os.PathLike[str]) -> RecordFile:
+    """The file's records. RecordError, with the place in the file, for what is missing, damaged, or of another version."""
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(str(path), "a file of records", str(error), "Check the path.") from error
+    except ValueError as error:
+        raise RecordError(str(path), "JSON", str(error), _AGAIN) from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise RecordError(str(path), f"format_version {FORMAT_VERSION}", repr(version), _AGAIN)
+    try:
+        return RecordFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        needs = str(first["msg"]).removeprefix("Value error, ")
+        raise RecordError(f"{path}: {place}", needs, f"{str(first['input'])[:80]}{more}", _AGAIN) from error
+
+
+def save(folder: str | os.PathLike[str], device: Device, operation: str, records: Sequence[Record]) -> Path:
+    """Add records to <folder>/<device>/<operation>.json, the faster kept where a key is there already; returns its path.
+
+    RecordError where the folder cannot be written or the file in it is damaged.
+    """
+    path = Path(folder) / slug(device) / f"{operation}.json"
+    check_writable(path.parent, RecordError, str(folder))
+    fresh = RecordFile.model_validate({"device": device, "operation": operation, "records": _faster(records)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        whole = merge(read(path), fresh) if path.exists() else fresh
+        new = path.with_suffix(".new")
+        new.write_text(to_text(whole), encoding="utf-8")
+        os.replace(new, path)
+    return path
+
+
+def merge(one: RecordFile, other: RecordFile) -> RecordFile:
+    """The records of both, of the same key the faster. RecordError if they are of two machines or operations."""
+    for name in ("device", "operation"):
+        if getattr(one, name) != getattr(other, name):
+            raise RecordError(
+                "records to merge",
+                f"the same {name}",
+                f"{getattr(one, name)} and {getattr(other, name)}",
+                "Merge files of one machine and operation.",
+            )
+    return one.model_copy(update={"records": _faster([*one.records, *other.records])})
+
+
+def to_text(file: RecordFile) -> str:
+    """As it is stored: indented, the same text for the same records."""
+    return json.dumps(file.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+
+
+def slug(device: Device) -> str:
+    """The folder of a machine's records: x86-64-v3-amd-epyc-7b13."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{device.target} {device.cpu}".lower()).strip("-")
+
+
+def _faster(records: Sequence[Record]) -> tuple[Record, ...]:
+    best: dict[str, Record] = {}
+    for record in records:
+        key = record.key.model_dump_json()
+        if key not in best or record.score < best[key].score:
+            best[key] = record
+    return tuple(best[key] for key in sorted(best))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold other processes off the file meanwhile: two tuning jobs may end at the same time."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,189 @@
+"""What a file of tuning records says, as pydantic models. Nothing here touches a file."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tvm_doping.sparsity import FORMATS
+from tvm_doping.sparsity.values import Precision, ValueType
+
+FORMAT_VERSION: Literal[1] = 1
+DENSE = "dense"  # the format, in a record, of a weight that is multiplied out
+Operation = Literal["lstm", "linear"]
+# The weights of each operation, as its plan calls their products.
+PRODUCTS: dict[str, tuple[str, ...]] = {"lstm": ("input", "recurrent"), "linear": ("product",)}
+_LARGEST_BATCH = 64
+
+Size = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Microseconds = Annotated[float, Field(gt=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Device(_Model):
+    """The machine of the measurements: its target and caches (bytes) decide where records serve, its CPU names them."""
+
+    target: str
+    cpu: str
+    cores: Count
+    l1: Size
+    l2: Size
+    l3: Size
+
+
+class Weight(_Model):
+    """A weight (rows, columns) of a layer, and the statistics of its S.
+
+    kind     of the structured part, dims: its own sizes (kernels.plan.Part);
+    nnz      nonzeros of S; pattern: which of the training's patterns it keeps, "none" where it is empty;
+    fill     nonzeros over slots where 16 rows of like length lie side by side: low where rows differ. 1 where S is empty.
+    """
+
+    rows: Count
+    columns: Count
+    kind: Literal["kronecker", "low_rank", "hybrid", "dense", "zero"]
+    dims: tuple[Size, ...] = ()
+    nnz: Size = 0
+    pattern: str = "none"
+    fill: float = Field(default=1.0, ge=0, le=1)
+
+
+class Key(_Model):
+    """What a record is looked up by.
+
+    batch    the class of the number of streams (`batch_class`); threads: of a session; precision: how low values may go.
+    """
+
+    weights: dict[str, Weight]
+    precision: Precision = "exact"
+    batch: Count = 1
+    threads: Count = 1
+
+
+class Way(_Model):
+    """How one product runs: the format of S (None where it is empty) and its packing, the type of values, and the order of a
+    Kronecker product."""
+
+    format: str | None = None
+    params: dict[str, int] = {}
+    values: ValueType = "fp32"
+    order: Literal["left", "right"] = "left"
+
+    @model_validator(mode="after")
+    def _known(self) -> Way:
+        if self.format in (None, DENSE):
+            allowed: set[str] = set()
+        elif self.format in FORMATS:
+            allowed = set(FORMATS[self.format].defaults)
+        else:
+            raise ValueError(f"a format among {', '.join((*FORMATS, DENSE))}, not {self.format!r}")
+        if unknown := sorted(set(self.params) - allowed):
+            raise ValueError(f"parameters of {self.format} among {sorted(allowed)}, not {unknown}")
+        return self
+
+
+class Numbers(_Model):
+    """The numbers of the kernel's Config (kernels.plan), which the products of a layer share."""
+
+    lanes: Count
+    registers: Count
+    tile: Size = 0
+    tile_from: Size = 0
+    steps: Size = 0
+    steps_from: Size = 0
+    shared: bool = False
+
+    @model_validator(mode="after")
+    def _whole_vectors(self) -> Numbers:
+        for name in ("tile", "steps"):
+            if getattr(self, name) % self.lanes:
+                raise ValueError(
+                    f"{name} that is a multiple of lanes, {self.lanes}, not {getattr(self, name)}"
+                )
+        return self
+
+
+class Choice(_Model):
+    """A layer's schedule: a way for each product, and the numbers of its kernel."""
+
+    ways: dict[str, Way]
+    numbers: Numbers
+
+
+class Record(_Model):
+    """The fastest schedule measured for a layer.
+
+    us            microseconds a call, by time steps T; heuristic_us: of what the cost model chooses, in the same measurement;
+    trials        how many candidates were measured; created: when; versions: package -> version.
+    """
+
+    key: Key
+    choice: Choice
+    us: dict[int, Microseconds] = Field(min_length=1)
+    heuristic_us: dict[int, Microseconds]
+    trials: Count
+    created: str
+    versions: dict[str, str] = {}
+
+    @property
+    def score(self) -> float:
+        """What is to be small: the geometric mean of the times."""
+        return geometric_mean(self.us)
+
+    @property
+    def gain(self) -> float:
+        """How many times as long the cost model's choice takes."""
+        return geometric_mean(self.heuristic_us) / self.score
+
+    @model_validator(mode="after")
+    def _agree(self) -> Record:
+        if set(self.choice.ways) != set(self.key.weights):
+            raise ValueError(f"ways for {sorted(self.key.weights)}, not {sorted(self.choice.ways)}")
+        if set(self.us) != set(self.heuristic_us):
+            raise ValueError(
+                f"times of the heuristic at T = {sorted(self.us)}, not {sorted(self.heuristic_us)}"
+            )
+        for name, way in self.choice.ways.items():
+            weight = self.key.weights[name]
+            if (way.format is None) and weight.nnz:
+                raise ValueError(f"a format for the {weight.nnz} nonzeros of {name}")
+            if way.format not in (None, DENSE) and not weight.nnz:
+                raise ValueError(f"no format for the empty S of {name}, not {way.format!r}")
+        return self
+
+
+class RecordFile(_Model):
+    """<device>/<operation>.json: all records of one operation on one machine."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    device: Device
+    operation: Operation
+    records: tuple[Record, ...]
+
+    @model_validator(mode="after")
+    def _of_the_operation(self) -> RecordFile:
+        wanted = set(PRODUCTS[self.operation])
+        for record in self.records:
+            if set(record.key.weights) != wanted:
+                raise ValueError(
+                    f"weights {sorted(wanted)} of {self.operation}, not {sorted(record.key.weights)}"
+                )
+        if len({record.key.model_dump_json() for record in self.records}) != len(self.records):
+            raise ValueError("one record a key")
+        return self
+
+
+def batch_class(batch: int) -> int:
+    """The class of a number of streams: the power of two that it fits in, 64 at most."""
+    return min(_LARGEST_BATCH, 1 << (batch - 1).bit_length())
+
+
+def geometric_mean(us: dict[int, float]) -> float:
+    """Of the times at each T: no T outweighs another."""
+    return math.exp(sum(math.log(value) for value in us.values()) / len(us))
