@@ -22,15 +22,17 @@ _COEFFICIENTS = (
 )
 # exp underflows to 2^-126 near -87.3; at 87 the sum 1 + exp is finite still, and 1 / (1 + exp(87)) is 0 to 1e-38.
 _LIMIT = 87.0
+# tanh is 1 to 2e-13 where |x| exceeds half of this; and exp of what is left for a sigmoid times exp of this is finite still.
+_LIMIT_TANH = 30.0
 
 
-def exp(x: Expr, lanes: int) -> Expr:
-    """exp(x), x (lanes,) fp32, clamped to [-87, 87]; relative error at most 1e-7 within."""
+def exp(x: Expr, lanes: int, limit: float = _LIMIT) -> Expr:
+    """exp(x), x (lanes,) fp32, clamped to [-limit, limit], at most [-87, 87]; relative error at most 1e-7 within."""
 
     def c(value: float) -> Expr:
         return splat(value, lanes)
 
-    x = T.bind(tirx.max(c(-_LIMIT), tirx.min(c(_LIMIT), x)))
+    x = T.bind(tirx.max(c(-limit), tirx.min(c(limit), x)))
     n = T.bind(tirx.floor(x * c(1.44269504088896341) + c(0.5)))
     r = T.bind(x - n * c(_LN2_HIGH) - n * c(_LN2_LOW))
     p = c(_COEFFICIENTS[0])
@@ -42,17 +44,29 @@ def exp(x: Expr, lanes: int) -> Expr:
     return T.bind(p * tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", exponent))
 
 
-def sigmoid(x: Expr, lanes: int) -> Expr:
-    """1 / (1 + exp(-x))."""
+def sigmoid(x: Expr, lanes: int, times: Expr | None = None) -> Expr:
+    """1 / (1 + exp(-x)), or `times` of it."""
     one = splat(1.0, lanes)
-    return T.bind(one / (one + exp(splat(0.0, lanes) - x, lanes)))
+    return T.bind((one if times is None else times) / (one + exp(splat(0.0, lanes) - x, lanes)))
 
 
 def tanh(x: Expr, lanes: int) -> Expr:
     """(1 - e) / (1 + e) with e = exp(-2 x)."""
     one = splat(1.0, lanes)
-    e = exp(splat(-2.0, lanes) * x, lanes)
+    e = _exp_of_tanh(x, lanes)
     return T.bind((one - e) / (one + e))
+
+
+def sigmoid_tanh(x: Expr, y: Expr, lanes: int) -> Expr:
+    """sigmoid(x) tanh(y) by one division, absolute error at most 3e-7: (1 - e) / ((1 + exp(-x)) (1 + e)), e = exp(-2 y)."""
+    one = splat(1.0, lanes)
+    e = _exp_of_tanh(y, lanes)
+    d = exp(splat(0.0, lanes) - x, lanes, _LIMIT - _LIMIT_TANH)
+    return T.bind((one - e) / ((one + d) * (one + e)))
+
+
+def _exp_of_tanh(x: Expr, lanes: int) -> Expr:
+    return exp(splat(-2.0, lanes) * x, lanes, _LIMIT_TANH)
 
 
 def _int(value: int, lanes: int) -> Expr:

@@ -19,11 +19,13 @@ import numpy as np
 
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels import product
-from tvm_doping.kernels.activations import sigmoid, tanh
-from tvm_doping.kernels.emit import LINES, SHARED, Buffer, Expr, copy, load, region, split, store
+from tvm_doping.kernels.activations import sigmoid, sigmoid_tanh
+from tvm_doping.kernels.emit import SHARED, Buffer, Expr, copy, load, region, split, store
 from tvm_doping.kernels.plan import LstmPlan
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.streams import Streams, for_each, row
+
+_CELLS = 8  # vectors of c that are computed before their h
 
 
 def pack(plan: LstmPlan, w_ih: Any, w_hh: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,12 +131,22 @@ class _Layer:
         def gate(k: int, at: Expr) -> Expr:
             return load(gates, k * hidden * width + at, lanes)
 
-        with split(-(-hidden * width // lanes), self.plan.config.shared, LINES // 4) as v:
+        def states(v: Expr) -> None:
             at = v * lanes
-            kept = sigmoid(gate(1, at), lanes) * load(c, at, lanes)
-            cell = T.bind(kept + sigmoid(gate(0, at), lanes) * tanh(gate(2, at), lanes))
-            store(c, at, cell, lanes)
-            store(h, at, sigmoid(gate(3, at), lanes) * tanh(cell, lanes), lanes)
+            kept = sigmoid(gate(1, at), lanes, load(c, at, lanes))
+            store(c, at, kept + sigmoid_tanh(gate(0, at), gate(2, at), lanes), lanes)
+
+        def outputs(v: Expr) -> None:
+            at = v * lanes
+            store(h, at, sigmoid_tanh(gate(3, at), load(c, at, lanes), lanes), lanes)
+
+        # h of a vector waits for its c through two exp and two divisions, longer than a CPU can look ahead: so some c, then their h.
+        whole = -(-hidden * width // lanes)
+        with split(-(-whole // _CELLS), self.plan.config.shared) as block:
+            count = _CELLS if whole % _CELLS == 0 else tirx.min(whole - block * _CELLS, _CELLS)
+            for part in (states, outputs):
+                with T.serial(0, count) as v:
+                    part(block * _CELLS + v)
 
     def time(self, step: Expr) -> Expr:
         return self.steps - 1 - step if self.plan.reverse else step
