@@ -55,7 +55,7 @@ def test_groups_cover_every_cell_once_and_those_that_share_models_come_in_a_row(
     assert all(len(group.variants) == 18 for group in every)
     shared = [(group.H, streams_compiled_for(group.batch, 8)) for group in every]
     changes = sum(a != b for a, b in itertools.pairwise(shared))
-    assert changes == len(set(shared)) - 1 == 6 * 3 - 1
+    assert changes == len(set(shared)) - 1 == 6 * 4 - 1
 
 
 def test_a_variant_survives_its_name() -> None:

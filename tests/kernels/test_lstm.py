@@ -75,6 +75,18 @@ def test_formats_on_older_cpus(target: str, format: str) -> None:
     )
 
 
+@pytest.mark.parametrize("format", ["csr", "sell16", "block4", "block8", "block16", "dense", "low_rank"])
+def test_tiles_of_two_vectors(format: str) -> None:
+    """Whole tiles, a padded one, and streams that are left over."""
+    family = format if format == "low_rank" else "kronecker"
+    target, w = target_or_skip("x86-64-v3"), doped(family, 0.25 if format != "dense" else 0.9)
+    force = {"format": format} if format in EMITTERS else None
+    plan = schedules.choose_lstm(*w, reverse=False, target=target, batch=32, force=force)
+    plan = replace(plan, config=replace(plan.config, tile_from=4))
+    assert plan.config.tile == 16
+    check_lstm(w, plan, target, [(2, 1), (3, 16), (2, 37), (2, 35), (2, 4)])
+
+
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize("family", ["kronecker", "low_rank", "hybrid", "dense", "zero"])
 def test_families(family: str, target: str) -> None:

@@ -107,6 +107,15 @@ def test_a_batch_that_fits_half_a_vector_takes_half_vectors(batch: int, lanes: i
     assert forced.config.lanes == 16  # its look-up takes whole registers
 
 
+@pytest.mark.parametrize(("batch", "tile"), [(1, 8), (4, 4), (8, 8), (9, 16), (16, 16), (32, 16)])
+def test_tiles_of_two_vectors_where_a_batch_fills_more_than_one(batch: int, tile: int) -> None:
+    w, target = doped(2560, 640, 0.05), targets.resolve("x86-64-v3")
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=batch)
+    lanes = min(8, tile)
+    assert (plan.config.lanes, plan.config.tile, plan.config.steps) == (lanes, tile, lanes)
+    assert {a.tile for a in plan.input.alternatives} == ({8, 16} if batch > 8 else {4, 8} if batch == 4 else {8})
+
+
 def test_all_that_was_weighed_is_kept_fastest_first() -> None:
     w = doped(2560, 640, 0.05)
     plan = schedules.choose_lstm(w, w, reverse=False, target=targets.resolve("x86-64-v3"), batch=8)

@@ -70,8 +70,8 @@ class Group:
 
 
 def streams_compiled_for(batch: int, lanes: int) -> int:
-    """The batch to compile for: full tiles are alike however many there are, so that one model serves all their batches."""
-    return lanes if batch % lanes == 0 else batch
+    """The batch to compile for: full tiles, of two vectors at most, are alike however many there are, and share one model."""
+    return min(batch, 2 * lanes) if batch % lanes == 0 else batch
 
 
 def groups(axes: Mapping[str, Sequence[Any]], lanes: int) -> Iterator[Group]:

@@ -150,7 +150,7 @@ def _show_alternatives(layer: LayerReport, out: Console) -> None:
     names = {"input": "W_ih", "recurrent": "W_hh", "product": "W"}
     weighed = table(
         f"{layer.name}: what was weighed, fastest first (predicted, a step, at {_NOMINAL_GHZ:g} GHz)",
-        *("", "format", ">lanes", ">cycles", ">µs", ">bytes", "why"),
+        *("", "format", ">lanes", ">tile", ">cycles", ">µs", ">bytes", "why"),
     )
     for key, name in names.items():
         product = layer.plan.get(key, {})
@@ -158,15 +158,18 @@ def _show_alternatives(layer: LayerReport, out: Console) -> None:
         dense = product.get("part", {}).get("kind") == "dense" and not product.get("sparse")
         chosen = ("dense" if dense else product.get("sparse"), product.get("values"))
         # the two products of a layer share a width, which need not be the one that this product was weighed at
-        lanes = layer.plan.get("config", {}).get("lanes")
-        exact = any(other["lanes"] == lanes for other in others if _way(other) == chosen)
+        config = layer.plan.get("config", {})
+        width = config.get("lanes"), config.get("tile")
+        exact = any((other["lanes"], other["tile"]) == width for other in others if _way(other) == chosen)
         for other in others:
-            mark = " *" if _way(other) == chosen and (other["lanes"] == lanes or not exact) else ""
+            fits = (other["lanes"], other["tile"]) == width or not exact
+            mark = " *" if _way(other) == chosen and fits else ""
             narrow = "" if other["values"] == "fp32" else f" {other['values']}"
             weighed.add_row(
                 name,
                 f"{other['format'] or 'none'}{narrow}{mark}",
                 str(other["lanes"]),
+                str(other["tile"]),
                 f"{other['cycles']:,}",
                 f"{other['cycles'] / _NOMINAL_GHZ / 1e3:.1f}",
                 size(other["bytes"]),

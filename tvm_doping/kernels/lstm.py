@@ -140,7 +140,7 @@ class _Layer:
             at = v * lanes
             store(h, at, sigmoid_tanh(gate(3, at), load(c, at, lanes), lanes), lanes)
 
-        # h of a vector waits for its c through two exp and two divisions, longer than a CPU can look ahead: so some c, then their h.
+        # h of a vector waits for its c: two exp and two divisions, more than a CPU can look ahead. So some c, then their h.
         whole = -(-hidden * width // lanes)
         with split(-(-whole // _CELLS), self.plan.config.shared) as block:
             count = _CELLS if whole % _CELLS == 0 else tirx.min(whole - block * _CELLS, _CELLS)

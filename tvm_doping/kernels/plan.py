@@ -59,12 +59,14 @@ class Part:
 class Alternative:
     """A way to run a product that was weighed when its plan was made; the one chosen is among them.
 
-    cycles  what a step of all streams was predicted to take, structured part included; bytes: of the stored weight.
+    lanes, tile  as in Config. cycles: what a step of all streams was predicted to take, structured part included.
+    bytes   of the stored weight.
     """
 
     format: str | None
     values: ValueType
     lanes: int
+    tile: int
     cycles: int
     bytes: int
     reason: str

@@ -59,7 +59,7 @@ def choose_lstm(
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
     # One width for both. Streams and steps run as tiles from the number on at which both products together are faster so.
     config = replace(
-        max(ih.config, hh.config, key=lambda config: config.lanes),
+        max(ih.config, hh.config, key=lambda config: (config.lanes, config.tile)),
         tile_from=max(ih.config.tile_from, hh.config.tile_from),
         steps_from=ih.config.steps_from,
         shared=worth_sharing(ih.cycles + hh.cycles, threads),

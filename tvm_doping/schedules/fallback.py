@@ -16,6 +16,7 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
         format=name,
         values="fp32",
         lanes=1,
+        tile=0,
         cycles=round(cycles * layer.batch),
         bytes=8 * layer.sparse.nnz,
         reason=reason,

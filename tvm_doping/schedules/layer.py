@@ -54,7 +54,7 @@ class Candidate:
 
     values  how the values of S and of dense matrices are stored.
     format  of S; None where S is empty; DENSE: the structured part and S multiplied out.
-    cycles  what the product is predicted to take for one stream; tile_cycles: for a tile of one stream a lane. bytes: of weights.
+    cycles  what the product is predicted to take for one stream; tile_cycles: for Config.tile. bytes: of weights.
     alternatives  all that was weighed, this one too.
     """
 

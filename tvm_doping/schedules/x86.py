@@ -27,6 +27,10 @@ _CLOSE = 1.1
 # Cycles to widen a vector of narrow values: a conversion that takes its operand from memory, beside which little else changes;
 # a scalar of CSR, which has to go through a vector register. Of a tile's FMA, where values are widened into a buffer.
 _WIDEN, _WIDEN_ONE, _WIDEN_TILE = 0.1, 0.1, 1.15
+# Of a tile of two vectors of streams, times a tile of one: the index and the broadcast of a nonzero then serve both (measured with
+# AVX2, H = 650 and 1500: sell16 1.4-1.55; dense and Kronecker products have larger register tiles).
+_PAIR: dict[str | None, float] = {"csr": 1.5, "sell16": 1.55, DENSE: 1.75}
+_PAIR_BLOCK = 1.7
 
 
 def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) -> Candidate | Declined:
@@ -64,7 +68,7 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
 
 def _time(c: Candidate, layer: Layer) -> float:
     """Cycles of a step of all streams: whole tiles, and the rest as a tile or one by one."""
-    full, rest = divmod(layer.batch, c.config.lanes)
+    full, rest = divmod(layer.batch, c.config.tile)
     return full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)
 
 
@@ -73,6 +77,7 @@ def _alternative(c: Candidate, layer: Layer) -> Alternative:
         format=c.format,
         values=c.values,
         lanes=c.config.lanes,
+        tile=c.config.tile,
         cycles=round(_time(c, layer)),
         bytes=round(c.bytes),
         reason=c.reason,
@@ -83,7 +88,7 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
     """Every way to run this product on this target, with its predicted cycles."""
     names = [name for name in _ESTIMATES if _refusal(name, layer, target) is None]
     found: list[Candidate] = []
-    for lanes in _widths(layer, target):
+    for lanes, vectors in _widths(layer, target):
         part = costs.structured(layer, target, lanes)
         ways: list[tuple[str | None, Cost, Cost]] = []  # the format, what it costs, and what goes with it
         if layer.sparse.nnz:
@@ -97,17 +102,20 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
         if layer.part.kind != "zero" or layer.sparse.nnz:
             ways.append((DENSE, costs.dense(layer, target, lanes), costs.NOTHING))
         found += [
-            _candidate(name, cost, extra, layer, target, lanes, values)
+            _candidate(name, cost, extra, layer, target, (lanes, vectors), values)
             for name, cost, extra in ways
             for values in _stored_as(name, cost.stored + extra.stored, layer, target)
         ]
     return found
 
 
-def _widths(layer: Layer, target: Target) -> tuple[int, ...]:
-    """The lanes to choose from: a batch that fits half a vector would leave the other half of a tile empty."""
-    half = target.lanes // 2
-    return (half, target.lanes) if 1 < layer.batch <= half else (target.lanes,)  # of equals the first is taken
+def _widths(layer: Layer, target: Target) -> tuple[tuple[int, int], ...]:
+    """(lanes of a vector, vectors of a tile) to choose from: a batch that fits half a vector would leave half of a tile empty,
+    one that fills more than one is faster by two at a time (with AVX-512 that is not measured)."""
+    lanes, half = target.lanes, target.lanes // 2
+    if layer.batch > lanes and lanes < 16:
+        return ((lanes, 1), (lanes, 2))
+    return ((half, 1), (lanes, 1)) if 1 < layer.batch <= half else ((lanes, 1),)  # of equals the first is taken
 
 
 def _types(layer: Layer, target: Target) -> tuple[ValueType, ...]:
@@ -131,24 +139,33 @@ def _note_of(layer: Layer, target: Target) -> str:
 
 
 def _candidate(
-    name: str | None, cost: Cost, extra: Cost, layer: Layer, target: Target, lanes: int, values: ValueType
+    name: str | None,
+    cost: Cost,
+    extra: Cost,
+    layer: Layer,
+    target: Target,
+    width: tuple[int, int],
+    values: ValueType,
 ) -> Candidate:
-    """S in a format, and the structured part `extra` beside it."""
+    """S in a format, and the structured part `extra` beside it; width: lanes and vectors."""
+    lanes, vectors = width
+    wider = (_PAIR.get(name, _PAIR_BLOCK), _PAIR[DENSE]) if vectors == 2 else (1.0, 1.0)
     if values != "fp32":
         cost, extra = _narrow(name, cost, values, lanes), _narrow(DENSE, extra, values, lanes)
     whole = cost.bytes + extra.bytes
-    cycles = tile = transfer = 0.0
-    for each in (cost, extra):
+    cycles = one = tile = transfer = 0.0
+    for each, factor in zip((cost, extra), wider, strict=True):
         read = costs.reading(each.bytes, whole, target)
         transfer += read
         cycles += max(read, each.cycles)
-        tile += max(read, each.tile)
+        one += max(read, each.tile)
+        tile += max(read, each.tile * factor)
     bound = "reading" if transfer > 0.5 * cycles else "computing"
     stored = "" if values == "fp32" else f", {values} values"
     return Candidate(
         format=name,
         params=cost.params,
-        config=_config(target, lanes, int(np.ceil(tile / max(1.0, cycles)))),
+        config=_config(target, lanes, vectors, tile / max(1.0, cycles), one / max(1.0, cycles)),
         cycles=cycles,
         tile_cycles=tile,
         bytes=whole,
@@ -171,12 +188,21 @@ def _narrow(name: str | None, cost: Cost, values: ValueType, lanes: int) -> Cost
     )
 
 
-def _config(target: Target, lanes: int, worth: int) -> Config:
-    """The registers are the instruction set's; a tile is one vector of streams, and pays from `worth` streams on."""
-    worth = max(2, min(worth, lanes))
+def _config(target: Target, lanes: int, vectors: int, worth: float, steps_worth: float) -> Config:
+    """The registers are the instruction set's; a tile pays from `worth` streams on. Steps run as tiles of one vector: two were no
+    faster at T = 35, where a second tile is for the most part padding, and their projections stay longer in the cache."""
+
+    def least(worth: float, width: int) -> int:
+        return max(2, min(width, int(np.ceil(worth))))
+
     return Config(
-        lanes=lanes, registers=32 if target.lanes == 16 else 16, tile=lanes, tile_from=worth, steps=lanes, steps_from=worth
-    )  # fmt: skip
+        lanes=lanes,
+        registers=32 if target.lanes == 16 else 16,
+        tile=lanes * vectors,
+        tile_from=least(worth, lanes * vectors),
+        steps=lanes,
+        steps_from=least(steps_worth, lanes),
+    )
 
 
 def _refusal(name: str, layer: Layer, target: Target) -> str | None:
