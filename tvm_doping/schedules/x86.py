@@ -220,7 +220,7 @@ def _refusal(name: str, layer: Layer, target: Target) -> str | None:
     return None
 
 
-_LANES_OF = {"sell16": 4, "block4": 4}  # whose kernels work on shorter vectors than the target's
+_LANES_OF = {"sell16": 8, "block4": 4}  # whose kernels work on shorter vectors than the target's
 _FULL_WIDTH = ("perm32", "perm32_expand")  # written for AVX-512 registers
 _ESTIMATES: dict[str, Callable[[Layer, Target, int], Cost]] = {
     "csr": costs.csr,
