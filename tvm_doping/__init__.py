@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tvm_doping.models import dope, undope
     from tvm_doping.runtime import Session, load
     from tvm_doping.targets import Target
+    from tvm_doping.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOME = {
     "compile": "tvm_doping.build",
     "dope": "tvm_doping.models",
     "load": "tvm_doping.runtime",
+    "tune": "tvm_doping.tuning",
     "undope": "tvm_doping.models",
 }
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "compile",
     "dope",
     "load",
+    "tune",
     "undope",
 ]
 

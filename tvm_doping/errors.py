@@ -53,6 +53,10 @@ class RecordError(DopingError, ValueError):
     """A tuning record, or a file of them, that is damaged, of another version, or does not fit."""
 
 
+class TuningError(DopingError):
+    """A tuning job that cannot begin or go on: its log is in the way, or no candidate of a layer runs."""
+
+
 class BundleError(DopingError):
     """A bundle that is missing, damaged, of another version, or made for another machine."""
 

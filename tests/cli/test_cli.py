@@ -22,7 +22,18 @@ from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BenchError, TargetError, UnfinishedWarning
 from tvm_doping.manifest import Compression, LayerReport, TensorSpec
 
-VERBS = ("train", "compile", "inspect", "run", "bench", "bench-matrix", "bench-choice", "records", "targets")
+VERBS = (
+    "train",
+    "compile",
+    "tune",
+    "inspect",
+    "run",
+    "bench",
+    "bench-matrix",
+    "bench-choice",
+    "records",
+    "targets",
+)
 
 
 def tvm_doping_(capsys, *arguments):

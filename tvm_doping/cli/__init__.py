@@ -11,7 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tvm_doping.cli import bench, bench_choice, bench_matrix, compile, inspect, records, run, targets, train
+from tvm_doping.cli import (
+    bench,
+    bench_choice,
+    bench_matrix,
+    compile,
+    inspect,
+    records,
+    run,
+    targets,
+    train,
+    tune,
+)
 from tvm_doping.errors import DopingError, UnfinishedWarning
 
 app = typer.Typer(
@@ -27,6 +38,7 @@ app = typer.Typer(
 for verb in (
     train.train,
     compile.compile,
+    tune.tune,
     inspect.inspect,
     run.run,
     bench.bench,

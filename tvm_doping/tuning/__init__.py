@@ -1,0 +1,202 @@
+"""Tuning: the search that makes records. For each layer of a model, candidates are compiled, packed with its weights and timed."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tvm_doping import __version__
+from tvm_doping._threads import cores as usable_cores
+from tvm_doping.errors import InvalidInput, TargetError
+from tvm_doping.passes import Context
+from tvm_doping.records import Device, Record, own_folder, save
+from tvm_doping.sparsity.values import Precision
+from tvm_doping.targets import Target, cpu_name, missing_features, resolve
+from tvm_doping.tuning.log import Log
+from tvm_doping.tuning.measure import Job
+from tvm_doping.tuning.space import space_of
+from tvm_doping.tuning.tasks import Task, tasks_of
+from tvm_doping.tuning.trials import STRATEGIES, Best, Budget, Strategy, Trials
+from tvm_doping.tuning.workers import Workers
+
+__all__ = ["STEPS", "STRATEGIES", "tune"]
+
+STEPS = (1, 35)  # T of the calls that are timed: a step, and a sequence
+
+
+def tune(
+    model: Any,
+    target: str | Target = "auto",
+    *,
+    trials: int = 64,
+    minutes: float | None = None,
+    jobs: int | None = None,
+    resume: bool = False,
+    log: str | os.PathLike[str] = "tuning",
+    records: str | os.PathLike[str] | None = None,
+    example: Any = None,
+    batch: int = 1,
+    threads: int = 1,
+    precision: Precision = "exact",
+    strategy: Strategy = "xgboost",
+    seed: int = 0,
+    timeout: float = 60.0,
+    only: str = "",
+    tracker: str | None = None,
+    key: str | None = None,
+    cpu: str | None = None,
+    cores: Sequence[int] | None = None,
+    lock: str | os.PathLike[str] | None = None,
+    echo: Callable[[str], None] = print,
+) -> list[Path]:
+    """Measure candidates for each layer of a model on this machine (or those of a tracker) and record the fastest; returns
+    the files of records.
+
+    model      as `compile` takes it, and so are target, example, batch, threads and precision;
+    trials     candidates a layer, or what `minutes`, shared among the layers, leave time for;
+    jobs       workers that compile side by side (default: the cores, 8 at most); one of them is timed at a time;
+    log        a folder: log.jsonl has a line a candidate; resume: go on with what is in it;
+    records    the folder to add to (default: the one that `compile` reads by itself);
+    strategy   "xgboost"; "evolutionary", the same without a cost model; "random"; "exhaustive", all there are;
+    timeout    seconds for a candidate: what takes longer is recorded and skipped;
+    only       a regular expression that the names of the layers to tune match;
+    tracker    "HOST:PORT" of an RPC tracker that lends devices registered as `key`, and cpu: what to call their CPU;
+    cores      to time on (default: the last ones this process may use, one a thread);
+    lock       a file that is held while timing, against other jobs on this machine.
+
+    Raises TargetError where this machine cannot run the target's code, TuningError for a job that cannot go on.
+    """
+    machine = resolve(target)
+    _check(machine, trials, minutes, jobs, strategy, tracker, key, threads)
+    context = Context(target=machine, batch=batch, threads=threads, precision=precision)
+    history = Log(log, resume)
+    try:
+        tasks = [t for t in tasks_of(model, context, example) if any(re.search(only, n) for n in t.names)]
+        if not tasks:
+            raise InvalidInput(
+                "only", "the name of an LSTM or linear layer", repr(only), "Leave it out for all."
+            )
+        end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        device = Device(
+            target=machine.name,
+            cpu=cpu or cpu_name(),
+            cores=machine.cores,
+            l1=machine.l1,
+            l2=machine.l2,
+            l3=machine.l3,
+        )
+        job = _job(batch, threads, tracker, key, cores, lock, history.folder)
+        paths: list[Path] = []
+        count = jobs or min(8, max(1, len(usable_cores())))
+        with Workers(count) as workers:
+            for at, task in enumerate(tasks):
+                echo(f"{', '.join(task.names)}: {_in_words(task)}")
+                run = Trials(
+                    space_of(task, machine), machine, workers, history, job, timeout=timeout, echo=echo
+                )
+                share = (
+                    end
+                    if end == math.inf
+                    else time.monotonic() + (end - time.monotonic()) / (len(tasks) - at)
+                )
+                best = run.run(
+                    Budget(trials=trials if minutes is None else sys.maxsize, end=share), strategy, seed
+                )
+                paths.append(save(records or own_folder(), device, task.operation, [_record(task, best)]))
+                echo(_said(task, best))
+                shutil.rmtree(run.weights.parent, ignore_errors=True)
+        return list(dict.fromkeys(paths))
+    finally:
+        history.close()
+
+
+def _job(
+    batch: int,
+    threads: int,
+    tracker: str | None,
+    key: str | None,
+    cores: Sequence[int] | None,
+    lock: str | os.PathLike[str] | None,
+    folder: Path,
+) -> Job:
+    if tracker is not None:
+        return Job(steps=STEPS, batch=batch, threads=threads, device=f"{tracker} {key}")
+    timed = tuple(cores or usable_cores()[-threads:])  # the last ones: interrupts gather on the first
+    held = str(lock or Path(tempfile.gettempdir()) / f"tvm-doping-{os.getuid()}.lock")
+    return Job(
+        steps=STEPS,
+        batch=batch,
+        threads=threads,
+        cores=timed,
+        locks=(held,),
+        building=str(folder / ".building"),
+    )
+
+
+def _check(
+    machine: Target,
+    trials: int,
+    minutes: float | None,
+    jobs: int | None,
+    strategy: str,
+    tracker: str | None,
+    key: str | None,
+    threads: int,
+) -> None:
+    for name, value in (("trials", trials), ("minutes", minutes), ("jobs", jobs)):
+        if value is not None and value <= 0:
+            raise InvalidInput(name, "more than 0", str(value), "Leave it out for the default.")
+    if strategy not in STRATEGIES:
+        raise InvalidInput("strategy", f"one of {', '.join(STRATEGIES)}", repr(strategy), "Choose one.")
+    if tracker is None:
+        missing = missing_features(machine.features)
+        if missing:
+            raise TargetError(
+                machine.name,
+                f"a CPU with {', '.join(missing)} to measure on",
+                cpu_name(),
+                "Tune there, or on such a machine through a tracker.",
+            )
+        return
+    if not re.fullmatch(r"[^\s:]+:\d+", tracker) or not key:
+        raise InvalidInput(
+            "tracker", "HOST:PORT, and a key", f"{tracker!r} and {key!r}", "Say both: --tracker H:P --key K."
+        )
+    if threads > 1:
+        raise InvalidInput(
+            "threads", "1 with a tracker", str(threads), "Tune for several threads on the device itself."
+        )
+
+
+def _record(task: Task, best: Best) -> Record:
+    packages = ("apache-tvm", "numpy")
+    return Record(
+        key=task.key,
+        choice=best.choice,
+        us=best.us,
+        heuristic_us=best.reference_us,
+        trials=best.trials,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={"tvm-doping": __version__, **{name: metadata.version(name) for name in packages}},
+    )
+
+
+def _in_words(task: Task) -> str:
+    return "; ".join(
+        f"{name} {w.rows} x {w.columns}, {w.nnz} nonzeros" for name, w in task.key.weights.items()
+    )
+
+
+def _said(task: Task, best: Best) -> str:
+    times = ", ".join(f"{us:.4g} us at T = {T} (was {best.reference_us[T]:.4g})" for T, us in best.us.items())
+    return f"{', '.join(task.names)}: {times}, best of {best.trials}"

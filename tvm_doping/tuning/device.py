@@ -1,0 +1,57 @@
+"""Where a candidate runs: in this process, or on a machine that an RPC tracker lends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tvm_doping._tvm import tvm
+from tvm_doping.arrays import aligned_copy
+
+_SESSION = 120  # seconds that a machine is lent for one candidate
+
+
+class Device(Protocol):
+    """where: TVM's name of the device's memory."""
+
+    where: Any
+
+    def load(self, library: Path) -> Any:
+        """The library's module, on the device."""
+
+    def put(self, array: np.ndarray) -> Any:
+        """The array, on the device."""
+
+
+class Local:
+    """This machine."""
+
+    def __init__(self) -> None:
+        self.where = tvm.cpu()
+
+    def load(self, library: Path) -> Any:
+        return tvm.runtime.load_module(str(library))
+
+    def put(self, array: np.ndarray) -> Any:
+        return tvm.runtime.from_dlpack(aligned_copy(array))
+
+
+class Remote:
+    """A machine of "HOST:PORT KEY": TVM's tracker at HOST:PORT waits for one registered as KEY, and lends it."""
+
+    def __init__(self, tracker: str) -> None:
+        from tvm import rpc
+
+        address, key = tracker.split(" ", 1)
+        host, port = address.rsplit(":", 1)
+        self.session = rpc.connect_tracker(host, int(port)).request(key, session_timeout=_SESSION)
+        self.where = self.session.cpu()
+
+    def load(self, library: Path) -> Any:
+        self.session.upload(str(library))
+        return self.session.load_module(library.name)
+
+    def put(self, array: np.ndarray) -> Any:
+        return tvm.runtime.tensor(array, self.where)

@@ -1,0 +1,226 @@
+"""One candidate: emitted, packed with the layer's own weights, compiled, compared with NumPy, and timed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_doping._threads import open_pool
+from tvm_doping._tvm import tvm
+from tvm_doping.arrays import aligned_copy, aligned_zeros
+from tvm_doping.errors import DopingError
+from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
+from tvm_doping.kernels.lowering import TIR_PIPELINE
+from tvm_doping.kernels.pool import pool_objects
+from tvm_doping.structures import Structure
+from tvm_doping.targets import Target
+from tvm_doping.tuning.device import Device, Local, Remote
+
+Plan = LstmPlan | LinearPlan
+_NAME = "candidate"
+_ROUNDS, _SAMPLE_MS = 9, 4  # samples of a candidate at each T, and how long one lasts at least
+_CLOSE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How candidates are measured.
+
+    steps    the T of the calls; batch: their streams; threads: of the session;
+    cores    to time on; empty: wherever the system puts it;
+    locks    files that are held while timing, so that one candidate is timed at a time; building: the one that is shared by
+             those who build, and held alone by who times;
+    kept     a folder for the library of the first plan, which is in every measurement, or "";
+    device   "": this machine; "HOST:PORT KEY": one that a tracker lends.
+    """
+
+    steps: tuple[int, ...]
+    batch: int
+    threads: int
+    cores: tuple[int, ...] = ()
+    locks: tuple[str, ...] = ()
+    building: str = ""
+    kept: str = ""
+    device: str = ""
+
+
+def measure(
+    plans: Sequence[Plan], weights: Mapping[str, Structure], target: Target, job: Job, rounds: int = _ROUNDS
+) -> list[dict[int, list[float]]]:
+    """Microseconds a call of each plan, by T: a sample a round, taken in turns.
+
+    A sample of one plan means little without the other's of its round: machines are not always equally fast.
+
+    DopingError where a kernel's results differ from those of NumPy on the same packed arrays.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvm-doping-tune-") as folder:
+        with _held(job.building, fcntl.LOCK_SH):
+            plans = [_trimmed(plan, job) for plan in plans]
+            kernels = [
+                _build(plan, weights, target, Path(folder) / str(at), job.kept if at == 0 else "")
+                for at, plan in enumerate(plans)
+            ]
+        with _open(job) as device:
+            runs = [
+                _Run(plan, arrays, path, job, device)
+                for plan, (arrays, path) in zip(plans, kernels, strict=True)
+            ]
+            for run in runs:
+                run.check()
+            with _held(job.building, fcntl.LOCK_EX), _all_held(job.locks), _on(job.cores):
+                samples = [{T: list[float]() for T in job.steps} for _ in runs]
+                for _ in range(rounds):
+                    for run, own in zip(runs, samples, strict=True):
+                        for T in job.steps:
+                            own[T].append(float(f"{run.time(T):.5g}"))
+    return samples
+
+
+class _Run:
+    """A candidate's function on a device, with its arrays there."""
+
+    def __init__(
+        self, plan: Plan, arrays: dict[str, np.ndarray], path: Path, job: Job, device: Device
+    ) -> None:
+        self.plan, self.arrays, self.job, self.device = plan, arrays, job, device
+        self.module = device.load(path)
+        self.packed = [device.put(array) for array in arrays.values()]
+        self.pool = open_pool(self.module, job.threads, False) if plan.config.shared else None
+        self.calls: dict[int, Callable[[], float]] = {}
+
+    def check(self) -> None:
+        """Compare one run with NumPy: enough steps for a tile of them and a rest."""
+        steps = max(self.plan.config.steps + 2, 2)
+        given, expected = self._case(steps)
+        outputs = [aligned_zeros(array.shape, array.dtype) for array in expected]
+        arguments = [
+            *(self.device.put(a) for a in given),
+            *self.packed,
+            *(self.device.put(a) for a in outputs),
+        ]
+        self._run(lambda: self.module.get_function(_NAME, True)(*arguments))
+        for got, wanted in zip(arguments[-len(outputs) :], expected, strict=True):
+            error = float(np.abs(got.numpy() - wanted).max())
+            if not error <= _CLOSE * max(1.0, float(np.abs(wanted).max())):
+                raise DopingError("a candidate", "NumPy's results", f"{error:.2g} off", "Report this kernel.")
+
+    def time(self, T: int) -> float:
+        """Microseconds of a call, of as many as fill a sample."""
+        if T not in self.calls:
+            given, expected = self._case(T, compute=False)
+            arguments = [
+                *(self.device.put(a) for a in given),
+                *self.packed,
+                *(self.device.put(a) for a in expected),
+            ]
+            evaluator = self.module.time_evaluator(
+                _NAME, self.device.where, number=1, repeat=1, min_repeat_ms=_SAMPLE_MS
+            )
+            self.calls[T] = lambda: 1e6 * self._run(lambda: evaluator(*arguments)).mean
+            self.calls[T]()  # pages and caches
+        return self.calls[T]()
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        return call() if self.pool is None else self.pool.run(call)
+
+    def _case(self, steps: int, compute: bool = True) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Inputs, and what NumPy makes of them (or room for it)."""
+        rng, plan, batch = np.random.default_rng(steps), self.plan, self.job.batch
+
+        def drawn(*shape: int) -> np.ndarray:
+            return aligned_copy(rng.uniform(-1, 1, shape).astype("float32"))
+
+        if isinstance(plan, LinearPlan):
+            x = drawn(steps * batch, plan.inputs)
+            if compute:
+                return [x], linear.reference(plan, self.arrays, x)
+            return [x], [aligned_zeros((steps * batch, plan.outputs), "float32")]
+        given = [drawn(steps, batch, plan.inputs), drawn(batch, plan.hidden), drawn(batch, plan.hidden)]
+        if compute:
+            return given, list(lstm.reference(plan, self.arrays, *given))
+        shapes = ((steps, batch, plan.hidden), (batch, plan.hidden), (batch, plan.hidden))
+        return given, [aligned_zeros(shape, "float32") for shape in shapes]
+
+
+def _build(
+    plan: Plan, weights: Mapping[str, Structure], target: Target, folder: Path, kept: str
+) -> tuple[dict[str, np.ndarray], Path]:
+    """The packed arrays, and the library: that in the folder `kept`, if it has one of the plan."""
+    if isinstance(plan, LstmPlan):
+        bias = np.linspace(-0.1, 0.1, 4 * plan.hidden, dtype="float32")
+        arrays = lstm.pack(plan, weights["input"], weights["recurrent"], bias)
+    else:
+        bias = np.linspace(-0.1, 0.1, plan.outputs, dtype="float32")
+        arrays = linear.pack(plan, weights["product"], bias)
+    path = Path(kept or folder) / f"{hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]}.so"
+    if path.exists():
+        return arrays, path
+    path.parent.mkdir(exist_ok=True)
+    function = (
+        lstm.prim_func(plan, arrays, _NAME)
+        if isinstance(plan, LstmPlan)
+        else linear.prim_func(plan, arrays, _NAME)
+    )
+    mod = tvm.IRModule({_NAME: function})
+    executable = tvm.compile(mod, target=target.tvm(), tir_pipeline=TIR_PIPELINE)
+    fresh = path.with_name(f"{os.getpid()}-{path.name}")
+    executable.export_library(str(fresh), addons=pool_objects(mod, path.parent))
+    os.replace(fresh, path)  # two workers may build the one that is kept
+    return arrays, path
+
+
+def _trimmed(plan: Plan, job: Job) -> Plan:
+    """Without the code for tiles of streams, which is half of what is compiled, where no call has two."""
+    if isinstance(plan, LinearPlan) or job.batch > 1:
+        return plan
+    return replace(plan, config=replace(plan.config, tile=0, tile_from=0))
+
+
+@contextmanager
+def _open(job: Job) -> Iterator[Device]:
+    yield Remote(job.device) if job.device else Local()
+
+
+@contextmanager
+def _held(path: str, how: int) -> Iterator[None]:
+    if not path:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _all_held(paths: Sequence[str]) -> Iterator[None]:
+    if not paths:
+        yield
+        return
+    with _held(paths[0], fcntl.LOCK_EX), _all_held(paths[1:]):
+        yield
+
+
+@contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """Hold this process to some cores meanwhile."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,161 @@
+"""The candidates for a layer: every combination of what can be decided about its kernel and its packing.
+
+A candidate is a list of decisions, one an axis, each a number below the axis's extent: what MetaSchedule samples. Packing is
+part of it: the ways of a product differ in how its S is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tvm_doping.records import Choice, Numbers, Way
+from tvm_doping.records.model import DENSE
+from tvm_doping.schedules import fallback, x86
+from tvm_doping.schedules.layer import Candidate, Layer
+from tvm_doping.schedules.recorded import choice_of
+from tvm_doping.sparsity import FORMATS
+from tvm_doping.sparsity.values import VALUE_BYTES
+from tvm_doping.targets import Target
+from tvm_doping.tuning.tasks import Task
+
+# What may be varied about the packing of a format, beside what the schedules propose.
+_PARAMS: dict[str, tuple[dict[str, int], ...]] = {
+    "csr": tuple({"multiple": m} for m in (1, 2, 4, 8)),
+    "sell16": tuple({"window": w} for w in (0, 64, 256)),
+    "perm32": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
+    "perm32_expand": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
+    "perm64": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
+}
+# Vectors of a tile of streams, and of steps that are projected ahead (0: each step projects its own input).
+_TILES, _STEPS = (1, 2), (0, 1, 2, 4)
+# Parts of the vector registers that a register tile may take: with fewer, LLVM keeps more of what is around the tile in registers.
+_REGISTERS = (1.0, 0.75, 0.5)
+_NAMES = (None, DENSE, *FORMATS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The axes of a task, by name; the options of each."""
+
+    task: Task
+    axes: dict[str, tuple[Any, ...]]
+    ways: dict[str, dict[tuple[str, int], Candidate]] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Combinations."""
+        return math.prod(map(len, self.axes.values()))
+
+    def choice(self, decisions: Sequence[int]) -> Choice:
+        """The schedule that decisions stand for; several stand for one, where a format needs the target's whole vectors."""
+        values = {name: axis[at] for (name, axis), at in zip(self.axes.items(), decisions, strict=True)}
+        products = tuple(self.ways)
+        lanes = values["lanes"]
+        if any((_id(values[f"{p}.way"]), lanes) not in self.ways[p] for p in products):
+            lanes = max(self.axes["lanes"])
+        ways = {p: values[f"{p}.way"] for p in products}
+        predicted = {p: self.ways[p][_id(way), lanes] for p, way in ways.items()}
+        ways = {
+            p: way.model_copy(update={"order": values.get(f"{p}.order", way.order)})
+            for p, way in ways.items()
+        }
+        registers = int(self.task.plan.config.registers * values["registers"])
+        tile, steps = lanes * values["tile"], lanes * values.get("steps", 0)
+        first = predicted[products[0]].config
+
+        def worth(candidates: Sequence[Candidate], vectors: int) -> int:
+            each = max(c.config.tile_from for c in candidates)
+            return min(max(2, each * vectors), lanes * vectors)
+
+        return Choice(
+            ways=ways,
+            numbers=Numbers(
+                lanes=lanes,
+                registers=registers,
+                tile=tile,
+                tile_from=worth(list(predicted.values()), values["tile"]) if tile else 0,
+                steps=steps,
+                steps_from=worth([predicted[products[0]]], values["steps"]) if steps else first.steps and 0,
+                shared=values["shared"],
+            ),
+        )
+
+    def decisions(self, choice: Choice) -> list[int] | None:
+        """Those that stand for a choice, or None where the space does not hold it."""
+        numbers = choice.numbers
+        wanted: dict[str, Any] = {
+            "lanes": numbers.lanes,
+            "tile": numbers.tile // numbers.lanes,
+            "steps": numbers.steps // numbers.lanes,
+            "registers": numbers.registers / self.task.plan.config.registers,
+            "shared": numbers.shared,
+        }
+        for name, way in choice.ways.items():
+            wanted[f"{name}.way"] = way.model_copy(update={"order": "left"})
+            wanted[f"{name}.order"] = way.order
+        try:
+            return [axis.index(wanted[name]) for name, axis in self.axes.items()]
+        except ValueError:
+            return None
+
+    def features(self, choice: Choice) -> np.ndarray:
+        """What the cost model sees of a candidate, (F,) float32: the predictions of the schedules, and all that is decided."""
+        numbers = choice.numbers
+        row: list[float] = [numbers.lanes, numbers.registers, numbers.tile, numbers.steps, numbers.shared]
+        for name, way in choice.ways.items():
+            predicted = self.ways[name][_id(way), numbers.lanes]
+            row += [math.log2(1 + v) for v in (predicted.cycles, predicted.tile_cycles, predicted.bytes)]
+            row += [float(way.format == known) for known in _NAMES]
+            row += [way.params.get(key, -1) for key in ("multiple", "grouped", "window")]
+            row += [VALUE_BYTES[way.values], way.order == "left"]
+        return np.array(row, "float32")
+
+
+def space_of(task: Task, target: Target) -> Space:
+    """All that can be decided for a task on a target."""
+    axes: dict[str, tuple[Any, ...]] = {}
+    ways: dict[str, dict[tuple[str, int], Candidate]] = {}
+    for name, layer in task.layers.items():
+        found = _ways(layer, target)
+        ways[name] = {key: candidate for key, (_, candidate) in found.items()}
+        axes[f"{name}.way"] = tuple({key[0]: way for key, (way, _) in found.items()}.values())
+        if layer.part.kind == "kronecker":
+            axes[f"{name}.order"] = ("left", "right")
+    config = task.plan.config
+    lanes = sorted({width for candidates in ways.values() for _, width in candidates})
+    axes["lanes"] = tuple(lanes)
+    axes["tile"] = _TILES if config.tile and task.batch > 1 else (config.tile // config.lanes,)
+    if task.operation == "lstm":
+        axes["steps"] = _STEPS if config.steps else (0,)
+    axes["registers"] = _REGISTERS
+    axes["shared"] = (False, True) if task.threads > 1 else (False,)
+    space = Space(task=task, axes=axes, ways=ways)
+    return space
+
+
+def start(space: Space) -> Choice:
+    """What the cost model chose."""
+    return choice_of(space.task.plan)
+
+
+def _ways(layer: Layer, target: Target) -> dict[tuple[str, int], tuple[Way, Candidate]]:
+    """(way, lanes) -> the way, and what the schedules predict of it (with their own packing)."""
+    known: Mapping[str, Any] = {"x86": x86.space, "fallback": fallback.space}
+    propose = known["x86" if target.name.startswith("x86-64") else "fallback"]
+    found: dict[tuple[str, int], tuple[Way, Candidate]] = {}
+    for candidate in propose(layer, target):
+        dense = candidate.format == DENSE
+        several = [candidate.params, *_PARAMS.get(candidate.format or "", ())]
+        for params in [{}] if dense or candidate.format is None else several:
+            way = Way(format=candidate.format, params=params, values=candidate.values)
+            found[_id(way), candidate.config.lanes] = (way, candidate)
+    return found
+
+
+def _id(way: Way) -> str:
+    return f"{way.format} {sorted(way.params.items())} {way.values}"

@@ -1,0 +1,259 @@
+"""The trials of one task: candidates asked for, measured beside the cost model's choice, logged, and the best told."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from tvm_doping.errors import TuningError
+from tvm_doping.records import Choice
+from tvm_doping.records.model import geometric_mean
+from tvm_doping.schedules.recorded import apply
+from tvm_doping.targets import Target
+from tvm_doping.tuning import worker
+from tvm_doping.tuning.log import Log
+from tvm_doping.tuning.measure import Job
+from tvm_doping.tuning.metaschedule import Search, decisions_of
+from tvm_doping.tuning.space import Space, start
+from tvm_doping.tuning.workers import Workers
+
+Strategy = Literal["xgboost", "evolutionary", "random", "exhaustive"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+_FINALISTS, _FINAL_ROUNDS = 4, 25
+_GAIN = 0.98  # of the time of the cost model's choice: what is not faster than this is not told from it
+_DRAWS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """trials: candidates to measure, those of a job before counted; end: of time.monotonic(), when no more are begun."""
+
+    trials: int
+    end: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The fastest schedule, its times beside those of the cost model's choice, by T, and how many candidates were measured."""
+
+    choice: Choice
+    us: dict[int, float]
+    reference_us: dict[int, float]
+    trials: int
+
+
+class Trials:
+    """The search of one task."""
+
+    def __init__(
+        self,
+        space: Space,
+        target: Target,
+        workers: Workers,
+        log: Log,
+        job: Job,
+        *,
+        timeout: float,
+        echo: Callable[[str], None],
+    ) -> None:
+        self.space, self.target, self.workers, self.log = space, target, workers, log
+        self.timeout, self.echo = timeout, echo
+        self.task, self.started = space.task, time.monotonic()
+        self.name = self.task.names[0]
+        key = f"{self.task.key.model_dump_json()} {target.name} {job.steps}"
+        self.id = hashlib.sha256(key.encode()).hexdigest()[:12]
+        place = log.folder / f".{self.id}"
+        place.mkdir(exist_ok=True)
+        self.weights, self.job = place / "weights.npz", replace(job, kept=str(place))
+        worker.save_weights(self.weights, self.task.weights)
+        self.first = start(space)
+        self.scores: dict[
+            str, float
+        ] = {}  # a choice as JSON -> its time over that of the cost model's choice
+        self.decisions: list[list[int]] = []  # of each candidate measured, where the space holds it
+        self.before = 0
+
+    def run(self, budget: Budget, strategy: Strategy = "xgboost", seed: int = 0) -> Best:
+        """Search until the budget is spent or the space exhausted, then measure the best few once more, in turns.
+
+        TuningError where the cost model's own choice cannot be measured.
+        """
+        lines = self.log.of(self.id)
+        for line in (line for line in lines if "choice" in line):
+            self._know(Choice.model_validate(line["choice"]), _score(line))
+        self.before = len(self.scores)
+        if self.scores.get(self.first.model_dump_json(), math.inf) == math.inf:
+            for line in self._measure([self.first]):
+                if "error" in line:
+                    raise TuningError(
+                        f"the schedule of {self.name}",
+                        "one that runs",
+                        line["error"],
+                        "Report this, with the log.",
+                    )
+        for choices in self._rounds(budget, strategy, seed):
+            list(self._measure(choices))
+            self.echo(self._progress(budget))
+        return self._final()
+
+    def _rounds(self, budget: Budget, strategy: Strategy, seed: int) -> Iterator[list[Choice]]:
+        """Choices to measure, some at a time; none that were measured before."""
+        room = self._exhaust() if strategy == "exhaustive" or self.space.size <= budget.trials else None
+        search = None
+        if room is None and strategy != "exhaustive":
+            search = Search(
+                [len(axis) for axis in self.space.axes.values()],
+                lambda decisions: self.space.features(self.space.choice(decisions)),
+                strategy=strategy,
+                seed=seed,
+            )
+            search.know(self.decisions, [self._seconds(self.space.choice(d)) for d in self.decisions])
+        rng = np.random.default_rng(seed)
+        while len(self.scores) < budget.trials and time.monotonic() < budget.end:
+            some = budget.trials - len(self.scores)
+            if search is None:
+                assert room is not None
+                choices = list(itertools.islice(room, min(some, 8)))
+                if not choices:
+                    return
+                yield choices
+                continue
+            asked = search.ask()
+            choices = _distinct([self.space.choice(decisions_of(c)) for c in asked], self.scores)[:some]
+            # A search that has nothing new any more is given what chance draws, until that has nothing new either.
+            choices = choices or self._drawn(rng)[:some]
+            if not choices:
+                return
+            yield choices
+            told = [c for c in asked if self.space.choice(decisions_of(c)).model_dump_json() in self.scores]
+            if len(told) == len(asked) and asked:
+                search.tell(asked, [self._seconds(self.space.choice(decisions_of(c))) for c in asked])
+
+    def _exhaust(self) -> Iterator[Choice]:
+        for decisions in itertools.product(*(range(len(axis)) for axis in self.space.axes.values())):
+            yield from _distinct([self.space.choice(decisions)], self.scores)
+
+    def _drawn(self, rng: np.random.Generator) -> list[Choice]:
+        extents = [len(axis) for axis in self.space.axes.values()]
+        return _distinct(
+            [self.space.choice([int(rng.integers(n)) for n in extents]) for _ in range(_DRAWS)], self.scores
+        )[:8]
+
+    def _measure(self, choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
+        """Measure each beside the cost model's choice; the lines that were logged."""
+        requests: dict[Any, dict[str, Any]] = {
+            at: self._request([self.first, choice]) for at, choice in enumerate(choices)
+        }
+        for at, reply in self.workers.run(requests):
+            choice = choices[int(str(at))]
+            line: dict[str, Any] = {"task": self.id, "layer": self.name, "trial": len(self.scores)}
+            line |= {
+                "choice": choice.model_dump(mode="json"),
+                "seconds": reply["seconds"],
+                "at": round(time.time(), 1),
+            }
+            if "us" in reply:
+                reference, own = reply["us"]
+                line |= {
+                    "us": _medians(own),
+                    "reference_us": _medians(reference),
+                    "ratio": _ratios(own, reference),
+                }
+            else:
+                line |= {"error": reply["error"], "kind": reply["kind"]}
+            self.log.add(line)
+            self._know(choice, _score(line))
+            yield line
+
+    def _final(self) -> Best:
+        """The best few and the cost model's choice, in one measurement; the latter wins what cannot be told apart."""
+        ranked = sorted((score, text) for text, score in self.scores.items() if score < math.inf)
+        finalists = [Choice.model_validate_json(text) for _, text in ranked[:_FINALISTS]]
+        choices = [self.first, *(c for c in finalists if c != self.first)]
+        request = self._request(choices, rounds=_FINAL_ROUNDS)
+        request["timeout"] *= len(choices)
+        ((_, reply),) = list(self.workers.run({"final": request}))
+        if "us" not in reply:
+            raise TuningError(
+                f"the best schedules of {self.name}", "to run once more", reply["error"], "Resume the job."
+            )
+        samples = reply["us"]
+        scores = [geometric_mean(_ratios(own, samples[0])) for own in samples]
+        best = int(np.argmin(scores))
+        best = best if scores[best] < _GAIN else 0
+        found = Best(
+            choice=choices[best],
+            us=_medians(samples[best]),
+            reference_us=_medians(samples[0]),
+            trials=len(self.scores),
+        )
+        self.log.add(
+            {
+                "task": self.id,
+                "layer": self.name,
+                "best": found.choice.model_dump(mode="json"),
+                "us": found.us,
+                "reference_us": found.reference_us,
+                "finalists": scores,
+                "wall": round(time.monotonic() - self.started, 1),
+            }
+        )
+        return found
+
+    def _request(self, choices: Sequence[Choice], rounds: int | None = None) -> dict[str, Any]:
+        plan: Any = self.task.plan
+        plans = [replace(apply(plan, self.task.layers, c), reason="", record="") for c in choices]
+        return worker.request(
+            plans, self.task.operation, self.weights, self.target, self.job, self.timeout, rounds
+        )
+
+    def _know(self, choice: Choice, score: float) -> None:
+        text = choice.model_dump_json()
+        if text not in self.scores:
+            decisions = self.space.decisions(choice)
+            self.decisions += [] if decisions is None else [decisions]
+        self.scores[text] = score
+
+    def _seconds(self, choice: Choice) -> float:
+        return 1e-6 * self.scores[choice.model_dump_json()]
+
+    def _progress(self, budget: Budget) -> str:
+        done, now = len(self.scores), time.monotonic()
+        fresh = max(1, done - self.before)
+        left = min((budget.trials - done) * (now - self.started) / fresh, budget.end - now)
+        failed = sum(score == math.inf for score in self.scores.values())
+        return (
+            f"{self.name}: {done} of {min(budget.trials, self.space.size)} candidates"
+            f"{f', {failed} failed' if failed else ''}, best {1 / min(self.scores.values()):.2f}x the predicted choice, "
+            f"{max(0.0, left):.0f} s left"
+        )
+
+
+def _medians(samples: Mapping[Any, Sequence[float]]) -> dict[int, float]:
+    return {int(T): float(f"{statistics.median(us):.5g}") for T, us in samples.items()}
+
+
+def _ratios(own: Mapping[Any, Sequence[float]], reference: Mapping[Any, Sequence[float]]) -> dict[int, float]:
+    """Median over the rounds of a candidate's time over the reference's of the same round, by T."""
+    return {
+        int(T): float(f"{statistics.median(a / b for a, b in zip(us, reference[T], strict=True)):.5g}")
+        for T, us in own.items()
+    }
+
+
+def _score(line: Mapping[str, Any]) -> float:
+    return geometric_mean(line["ratio"]) if "ratio" in line else math.inf
+
+
+def _distinct(choices: Sequence[Choice], known: Mapping[str, float]) -> list[Choice]:
+    """Each once, without those that are known."""
+    named = {choice.model_dump_json(): choice for choice in choices}
+    return [choice for text, choice in named.items() if text not in known]
