@@ -65,28 +65,28 @@ class Space:
             for p, way in ways.items()
         }
         registers = int(self.task.plan.config.registers * values["registers"])
-        tile, steps = lanes * values["tile"], lanes * values.get("steps", 0)
-        first = predicted[products[0]].config
+        tile, steps = lanes * values["tile"], lanes * values["steps"]
 
-        def worth(candidates: Sequence[Candidate], vectors: int) -> int:
-            each = max(c.config.tile_from for c in candidates)
-            return min(max(2, each * vectors), lanes * vectors)
+        def worth(least: Sequence[int], vectors: int) -> int:
+            """The remainder that pays a padded tile: that of one vector, times the vectors."""
+            return min(max(2, max(least) * vectors), lanes * vectors)
 
+        configs = {p: predicted[p].config for p in products}
         return Choice(
             ways=ways,
             numbers=Numbers(
                 lanes=lanes,
                 registers=registers,
                 tile=tile,
-                tile_from=worth(list(predicted.values()), values["tile"]) if tile else 0,
+                tile_from=worth([c.tile_from for c in configs.values()], values["tile"]) if tile else 0,
                 steps=steps,
-                steps_from=worth([predicted[products[0]]], values["steps"]) if steps else first.steps and 0,
+                steps_from=worth([configs[products[0]].steps_from], values["steps"]) if steps else 0,
                 shared=values["shared"],
             ),
         )
 
     def decisions(self, choice: Choice) -> list[int] | None:
-        """Those that stand for a choice, or None where the space does not hold it."""
+        """Those that stand for a choice (but for when a padded tile pays), or None where the space does not hold it."""
         numbers = choice.numbers
         wanted: dict[str, Any] = {
             "lanes": numbers.lanes,
@@ -130,12 +130,11 @@ def space_of(task: Task, target: Target) -> Space:
     lanes = sorted({width for candidates in ways.values() for _, width in candidates})
     axes["lanes"] = tuple(lanes)
     axes["tile"] = _TILES if config.tile and task.batch > 1 else (config.tile // config.lanes,)
-    if task.operation == "lstm":
-        axes["steps"] = _STEPS if config.steps else (0,)
+    several = task.operation == "lstm" and config.steps
+    axes["steps"] = _STEPS if several else (config.steps // config.lanes,)
     axes["registers"] = _REGISTERS
     axes["shared"] = (False, True) if task.threads > 1 else (False,)
-    space = Space(task=task, axes=axes, ways=ways)
-    return space
+    return Space(task=task, axes=axes, ways=ways)
 
 
 def start(space: Space) -> Choice:
@@ -148,7 +147,8 @@ def _ways(layer: Layer, target: Target) -> dict[tuple[str, int], tuple[Way, Cand
     known: Mapping[str, Any] = {"x86": x86.space, "fallback": fallback.space}
     propose = known["x86" if target.name.startswith("x86-64") else "fallback"]
     found: dict[tuple[str, int], tuple[Way, Candidate]] = {}
-    for candidate in propose(layer, target):
+    # of tiles of one vector, where there are several: what another tile is worth follows from its vectors
+    for candidate in sorted(propose(layer, target), key=lambda c: -c.config.tile):
         dense = candidate.format == DENSE
         several = [candidate.params, *_PARAMS.get(candidate.format or "", ())]
         for params in [{}] if dense or candidate.format is None else several:

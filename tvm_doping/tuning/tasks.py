@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +65,19 @@ def tasks_of(model: Any, context: Context, example: Any = None) -> list[Task]:
         model = load_model(Path(model))
     if isinstance(model, nn.Module | ExportedProgram):
         check_model(model)
-    mod = import_model(model, example).mod
+    imported = import_model(model, example)
+    mod, context = imported.mod, replace(context, names=imported.names)
     for step in pipeline(context):
         if isinstance(step, Choose):
             break
         mod = step(mod)
     tasks: list[Task] = []
     for task in _layers(mod, context):
-        same = next((t for t in tasks if t.plan.products == task.plan.products and _alike(t, task)), None)
-        if same is None:
+        at = next((at for at, other in enumerate(tasks) if _alike(other, task)), None)
+        if at is None:
             tasks.append(task)
         else:
-            tasks[tasks.index(same)] = Task(
-                names=same.names + task.names,
-                plan=same.plan,
-                weights=same.weights,
-                layers=same.layers,
-                threads=same.threads,
-            )
+            tasks[at] = replace(tasks[at], names=tasks[at].names + task.names)
     return tasks
 
 

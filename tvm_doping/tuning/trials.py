@@ -129,13 +129,16 @@ class Trials:
             asked = search.ask()
             choices = _distinct([self.space.choice(decisions_of(c)) for c in asked], self.scores)[:some]
             # A search that has nothing new any more is given what chance draws, until that has nothing new either.
-            choices = choices or self._drawn(rng)[:some]
-            if not choices:
+            drawn = [] if choices else self._drawn(rng)[:some]
+            if not choices and not drawn:
                 return
-            yield choices
-            told = [c for c in asked if self.space.choice(decisions_of(c)).model_dump_json() in self.scores]
-            if len(told) == len(asked) and asked:
-                search.tell(asked, [self._seconds(self.space.choice(decisions_of(c))) for c in asked])
+            yield choices or drawn
+            decisions = [self.space.decisions(choice) for choice in drawn]
+            found = [d for d in decisions if d is not None]
+            search.know(found, [self._seconds(self.space.choice(d)) for d in found])
+            wanted = [self.space.choice(decisions_of(candidate)) for candidate in asked]
+            if asked and all(choice.model_dump_json() in self.scores for choice in wanted):
+                search.tell(asked, [self._seconds(choice) for choice in wanted])
 
     def _exhaust(self) -> Iterator[Choice]:
         for decisions in itertools.product(*(range(len(axis)) for axis in self.space.axes.values())):

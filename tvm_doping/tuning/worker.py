@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -90,7 +91,8 @@ def _weights(path: str) -> dict[str, Structure]:
 def _in_child(wanted: dict[str, Any]) -> dict[str, Any]:
     """The reply of a child; its death or delay is one too."""
     start = time.perf_counter()
-    _weights(wanted["weights"])  # read once, for all children
+    with suppress(OSError, ValueError):  # the child tells of it
+        _weights(wanted["weights"])  # read once, for all children
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
