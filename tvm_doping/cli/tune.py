@@ -105,7 +105,7 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Find the fastest schedule of each layer on this machine, and keep it.
+    """Find the fastest schedule of each layer here, and keep it.
 
     `tvm-doping compile` then uses it by itself. A job that is stopped, or killed, goes on with --resume.
 
