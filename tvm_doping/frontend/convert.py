@@ -40,15 +40,18 @@ def convert(program: ExportedProgram) -> tuple[tvm.IRModule, dict[int, str]]:
     """
     importer = _Importer()
     names = layer_names(program.graph)
-    for node in program.graph.nodes:
-        _check(node, importer)
     handlers = {
         "lstm.default": lambda node, _: _layer(node, importer),
         "lstm.input": lambda node, _: _stack(node, names[node], importer),
         "select.int": lambda node, _: _select(node, importer),
         "repeat.default": lambda node, _: _repeat(node, importer),
         "embedding.default": lambda node, _: _embedding(node, importer),
+        "amax.default": lambda node, _: _extreme(node, importer, relax.op.max),
+        "amin.default": lambda node, _: _extreme(node, importer, relax.op.min),
+        "max.dim": lambda node, _: _largest(node, importer),
     }
+    for node in program.graph.nodes:
+        _check(node, {*importer.convert_map, *handlers})
     try:
         with quiet():
             mod = importer.from_exported_program(program, False, False, False, handlers)
@@ -165,11 +168,27 @@ def _repeat(node: Node, importer: Any) -> Any:
     return emit(relax.op.broadcast_to(x, relax.ShapeExpr(wanted)))
 
 
-def _check(node: Node, importer: ExportedProgramImporter) -> None:
+def _extreme(node: Node, importer: Any, reduce: Any) -> Any:
+    """amax(x, dims, keepdim)"""
+    x, axes, keep = (*importer.retrieve_args(node), None, None)[:3]
+    return importer.block_builder.emit(reduce(x, list(axes or []) or None, bool(keep)))
+
+
+def _largest(node: Node, importer: Any) -> Any:
+    """max(x, dim): the largest value and its index."""
+    x, axis, keep = (*importer.retrieve_args(node), False)[:3]
+    if axis in (-1, len(x.ty.shape) - 1):  # a head's kernel finds both at once
+        return importer._max_dim(node)
+    # TVM's importer takes topk, which sorts, in a library that a deployed module does not have.
+    largest = (relax.op.max(x, [axis], keep), relax.op.argmax(x, axis, keep))
+    return importer.block_builder.emit(relax.Tuple([importer.block_builder.emit(v) for v in largest]))
+
+
+def _check(node: Node, known: set[str]) -> None:
     if node.op != "call_function" or is_stack(node) or node.target is torch.ops.doping.lstm.default:
         return
     name = getattr(node.target, "__name__", str(node.target))
-    if node.target in _RECURRENT or name not in importer.convert_map:
+    if node.target in _RECURRENT or name not in known:
         raise UnsupportedModel(
             _where(node), "an operator that TVM's importer knows", "one that it does not", _remedy(node)
         )

@@ -1,4 +1,4 @@
-"""How the kernels go from TensorIR to what LLVM takes: the passes that they need, and no others.
+"""How functions go from TensorIR to what LLVM takes: kernels by the passes that they need, TVM's own by its pipeline, in vectors.
 
 TVM's default pipeline lowers blocks, threads and warps, which the kernels do not have. Its `CompactBufferAllocation` alone takes
 20 s on a layer with tiles (quadratic in the accesses to a buffer), and each of its five simplifiers a fifth of a second.
@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import s_tir
 from tvm.tirx import compilation_pipeline
 
 from tvm_doping._tvm import tirx, tvm
+from tvm_doping.kernels.blocks import order_loops
+from tvm_doping.kernels.conditions import split_at_conditions
+from tvm_doping.kernels.mathematics import replace_calls
+from tvm_doping.kernels.reductions import vectorize_reductions
+
+# LLVM splits a vector that is wider than the target's, and shorter ones leave wider registers empty.
+_LANES = 8
 
 
 @tvm.transform.module_pass(opt_level=0, name="doping.LowerTensorIR")
@@ -23,8 +31,22 @@ def tir_pipeline(mod: Any, context: Any) -> Any:
         lowered = step(lowered)
     if others:
         default, _, _ = tvm.tirx.get_tir_pipeline("s_tir")
-        lowered.update(default(tvm.IRModule(others, attrs=mod.attrs)))
+        lowered.update(default(in_vectors(tvm.IRModule(others, attrs=mod.attrs))))
     return lowered
+
+
+def in_vectors(mod: Any) -> Any:
+    """TVM's own functions, of blocks, as loops that LLVM vectorises.
+
+    LLVM does the most: whole loops in vectors with their tails, for any extents. It needs loops in the order of memory, no
+    calls of libm, no conditions on the loop's variable; and sums it may not reorder, so that is done here.
+    """
+    functions = {gv: order_loops(replace_calls(f)) for gv, f in mod.functions_items()}
+    mod = tvm.transform.Sequential(_loop_passes())(tvm.IRModule(functions, attrs=mod.attrs))
+    return tvm.IRModule(
+        {gv: vectorize_reductions(split_at_conditions(f), _LANES) for gv, f in mod.functions_items()},
+        attrs=mod.attrs,
+    )
 
 
 # tvm.tirx.build takes a pipeline by name only.
@@ -44,6 +66,22 @@ def _kernel_passes() -> list[Any]:
         tirx.transform.AnnotateEntryFunc(),
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
+    ]
+
+
+def _loop_passes() -> list[Any]:
+    """From blocks to loops over flat buffers: the first of TVM's own passes, which do nothing more when they run again."""
+    return [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        s_tir.transform.StmtSimplify(),
     ]
 
 
