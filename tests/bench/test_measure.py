@@ -27,13 +27,14 @@ def test_samples_are_microseconds_a_call() -> None:
 
 
 def test_the_slower_of_two_is_seen_as_slower_by_about_its_factor() -> None:
-    def work(n: int) -> None:
-        sum(range(n))
-
-    samples = interleave({"one": lambda: work(3000), "four": lambda: work(12000)}, seconds=0.2)
+    calls = {
+        "one": partial(time.sleep, 0.001),
+        "four": partial(time.sleep, 0.004),
+    }  # a busy machine wakes late
+    samples = interleave(calls, seconds=0.2)
     assert len(samples["one"]) == len(samples["four"])
     ratio = min(samples["four"]) / min(samples["one"])
-    assert 2.5 < ratio < 6.5
+    assert 2 < ratio < 4.5
 
 
 def test_engines_take_turns() -> None:
