@@ -31,6 +31,7 @@ NARROW: dict[str, Precision] = {
     "sell16 fp16": "fp16",
     "block16 int8": "int8",
     "dense bf16": "bf16",
+    "perm8 bf16": "bf16",
     "perm32 fp16": "fp16",
 }
 
@@ -127,7 +128,8 @@ def inputs(steps: int, batch: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "form", ["csr", "sell16", "block16", "dense", *STRUCTURES, *LOOK_UP, *sorted({*NARROW} - {*LOOK_UP})]
+    "form",
+    ["csr", "sell16", "perm8", "block16", "dense", *STRUCTURES, *LOOK_UP, *sorted({*NARROW} - {*LOOK_UP})],
 )
 def test_results_do_not_depend_on_the_number_of_threads(
     bundles: dict[str, Any], many_cores: None, form: str

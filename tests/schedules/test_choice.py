@@ -40,19 +40,33 @@ def test_unstructured_s_is_looked_up_in_registers_with_avx512_only() -> None:
         assert not formats(target, 0.05) & {"perm32", "perm32_expand"}
 
 
+def test_a_dense_enough_s_is_looked_up_with_avx2() -> None:
+    """Below, a slot holds too few nonzeros to be faster than a gather of them; so it does for a batch, where padding costs."""
+    assert formats("x86-64-v3", 0.1) == formats("x86-64-v3", 0.2) == {"perm8"}
+    assert formats("x86-64-v3", 0.03) == {"sell16"} and "perm8" not in formats("x86-64-v2", 0.2)
+    w, target = doped(2560, 640, 0.1), targets.resolve("x86-64-v3")
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=8)
+    assert {plan.input.sparse, plan.recurrent.sparse} <= {"csr", "sell16"}
+
+
 def test_a_batch_prefers_a_format_without_padding() -> None:
     w, target = doped(2560, 640, 0.02), targets.resolve("x86-64-v4")
     plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=16)
     assert plan.recurrent.sparse in ("csr", "sell16")
 
 
-@pytest.mark.parametrize("forced", ["perm32", "nonsense"])
-def test_refused_with_every_reason(forced: str) -> None:
+@pytest.mark.parametrize(
+    ("forced", "target", "why"),
+    [
+        ("perm32", "x86-64-v3", "avx512f"),
+        ("perm8", "x86-64-v2", "avx2"),
+        ("nonsense", "x86-64-v3", "no such format"),
+    ],
+)
+def test_refused_with_every_reason(forced: str, target: str, why: str) -> None:
     w = doped(64, 16, 0.2)
-    with pytest.raises(ScheduleError, match="avx512f" if forced == "perm32" else "no such format"):
-        schedules.choose_lstm(
-            w, w, reverse=False, target=targets.resolve("x86-64-v3"), force={"format": forced}
-        )
+    with pytest.raises(ScheduleError, match=why):
+        schedules.choose_lstm(w, w, reverse=False, target=targets.resolve(target), force={"format": forced})
 
 
 def test_perm64_needs_the_instructions_and_leave_to_round() -> None:
@@ -121,7 +135,7 @@ def test_all_that_was_weighed_is_kept_fastest_first() -> None:
     plan = schedules.choose_lstm(w, w, reverse=False, target=targets.resolve("x86-64-v3"), batch=8)
     for each in (plan.input, plan.recurrent):
         weighed = [other.format for other in each.alternatives]
-        assert {"csr", "sell16", "block4", "block8", "block16", "dense"} == set(weighed)
+        assert {"csr", "sell16", "perm8", "block4", "block8", "block16", "dense"} == set(weighed)
         assert each.sparse in weighed and all(other.reason for other in each.alternatives)
         cycles = [other.cycles for other in each.alternatives]
         assert cycles == sorted(cycles)

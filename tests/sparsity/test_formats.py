@@ -175,6 +175,40 @@ def test_perm32_is_laid_out_as_specified(grouped: int, multiple: int, density: f
     np.testing.assert_allclose(matvec(packed, x), S.toarray().astype(np.float64) @ x, atol=1e-9)
 
 
+@pytest.mark.parametrize("multiple", [2, 4])
+@pytest.mark.parametrize("grouped", [0, 1])
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_perm8_is_laid_out_as_specified(density: float, grouped: int, multiple: int) -> None:
+    """Slot by slot: windows of 8 columns that begin at the leftmost nonzero not stored yet; 4 bits an index, rounds in a word."""
+    S = random_s(43, 100, density)
+    packed = pack("perm8", S, grouped=grouped, multiple=multiple)
+    a = packed.arrays
+    assert sorted(a["rows"]) == list(range(48))
+    assert grouped or list(a["rows"]) == list(range(48))
+    assert a["indices"].dtype == {2: np.uint8, 4: np.uint16}[multiple]
+    assert multiple * len(a["indices"]) == len(a["windows"]) == len(a["values"]) == a["slot_ptr"][6]
+    W, slot = np.vstack([S.toarray(), np.zeros((5, 100), np.float32)]), 0
+    for g in range(6):
+        assert a["slot_ptr"][g] == slot
+        rows = W[a["rows"][g * 8 : g * 8 + 8]].copy()
+        while rows.any():
+            window = int(np.flatnonzero(rows.any(axis=0))[0])
+            assert a["windows"][slot] == window
+            for lane, row in enumerate(rows):
+                left = [c for c in np.flatnonzero(row)[:1] if c < window + 8]
+                column, value = (left[0], row[left[0]]) if left else (window, 0.0)
+                word = int(a["indices"][slot // multiple, lane])
+                assert word >> 4 * (slot % multiple) & 15 == column - window
+                assert a["values"][slot, lane] == value
+                row[left] = 0
+            slot += 1
+        empty = -(slot - a["slot_ptr"][g]) % multiple
+        assert not a["values"][slot : slot + empty].any()
+        slot += empty
+    assert a["slot_ptr"][6] == slot
+    assert same(unpack(packed), S)
+
+
 @pytest.mark.parametrize("multiple", [1, 2, 4])
 @pytest.mark.parametrize("density", [0.05, 0.5])
 def test_perm64_is_laid_out_as_specified(multiple: int, density: float) -> None:
@@ -235,6 +269,8 @@ def test_a_wrong_name_or_parameter_is_named() -> None:
         pack("csr", S, multiple=0)
     with pytest.raises(InvalidInput, match="multiple 1, 2 or 4"):
         pack("perm32", S, multiple=3)
+    with pytest.raises(InvalidInput, match="multiple 2 or 4"):
+        pack("perm8", S, multiple=1)
     with pytest.raises(InvalidInput, match="format csr"):
         FORMATS["csr"].unpack(pack("block4", S))
     with pytest.raises(InvalidInput, match="last dimension"):

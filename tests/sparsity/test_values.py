@@ -19,11 +19,11 @@ DTYPES = {"fp16": np.float16, "bf16": np.uint16, "int8": np.int8}
 
 
 def groups_of(packed: Packed) -> np.ndarray:
-    """The group (m,) of each row: a row of csr, a band of blocks, 16 lanes of the others."""
+    """The group (m,) of each row: a row of csr, a band of blocks, 8 lanes of perm8 and 16 of the others."""
     m, a = packed.shape[0], packed.arrays
     if "rows" in a:
         place = np.argsort(a["rows"])[:m]
-        return place // 16
+        return place // (8 if packed.format == "perm8" else 16)
     return np.arange(m) // (a["values"].shape[1] if packed.format.startswith("block") else 1)
 
 

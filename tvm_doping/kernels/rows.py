@@ -50,12 +50,13 @@ def row_of(rows: Any, first: Expr) -> Callable[[int], Expr]:
 
 
 def scatter_rows(scope: Scope, rows: Any, g: Expr, vectors: list[tuple[Expr, int]]) -> None:
-    """y[rows[16 g + l]] += lane l of the (vector, width) pairs: 16 scalar additions, small beside the slots of a group."""
-    lanes = T.alloc_buffer((16,), "float32")
+    """y[rows[n g + l]] += lane l of the n lanes of the (vector, width) pairs: n scalar additions, small beside a group's slots."""
+    count = sum(width for _, width in vectors)
+    lanes = T.alloc_buffer((count,), "float32")
     at = 0
     for vector, width in vectors:
         store(lanes, at, vector, width)
         at += width
-    for i in range(16):
-        row = T.bind(rows[g * 16 + i])
+    for i in range(count):
+        row = T.bind(rows[g * count + i])
         T.buffer_store(scope.y, scope.y[row] + lanes[i], [row])

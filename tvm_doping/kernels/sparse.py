@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels import perm32, perm64
+from tvm_doping.kernels import perm8, perm32, perm64
 from tvm_doping.kernels.emit import LINES, Buffer, Expr, Registers, add, address, load, splat, split, unpacked
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
@@ -155,6 +155,7 @@ Emitter = Callable[[Product, Scope], None]
 EMITTERS: dict[str, tuple[Emitter, Emitter]] = {
     "csr": (_csr_stream, _csr_tile),
     "sell16": (_sell16_stream, _sell16_tile),
+    "perm8": (perm8.stream, perm8.tile),
     "perm32": (perm32.stream, perm32.tile),
     "perm32_expand": (perm32.stream, perm32.tile),
     "perm64": (perm64.stream, perm64.tile),

@@ -209,6 +209,8 @@ def _refusal(name: str, layer: Layer, target: Target) -> str | None:
     """Why a format cannot serve, or None."""
     if name not in _ESTIMATES:
         return f"no such format on x86 (there are {', '.join(_ESTIMATES)})"
+    if name == "perm8" and not target.has("avx2"):
+        return "vpermps needs avx2"
     if name in _FULL_WIDTH and not target.has("avx512f"):
         return "vpermi2ps and vexpandps need avx512f"
     if name == "perm64" and not target.has("avx512_bf16"):
@@ -220,11 +222,12 @@ def _refusal(name: str, layer: Layer, target: Target) -> str | None:
     return None
 
 
-_LANES_OF = {"sell16": 8, "block4": 4}  # whose kernels work on shorter vectors than the target's
+_LANES_OF = {"sell16": 8, "perm8": 8, "block4": 4}  # whose kernels work on shorter vectors than the target's
 _FULL_WIDTH = ("perm32", "perm32_expand")  # written for AVX-512 registers
 _ESTIMATES: dict[str, Callable[[Layer, Target, int], Cost]] = {
     "csr": costs.csr,
     "sell16": costs.sell16,
+    "perm8": costs.perm8,
     "perm32": costs.perm32,
     "perm32_expand": costs.perm32_expand,
     "perm64": costs.perm64,

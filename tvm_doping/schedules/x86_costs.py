@@ -13,6 +13,9 @@ import numpy as np
 from scipy import sparse as sp
 
 from tvm_doping.schedules.layer import Layer
+from tvm_doping.sparsity.formats.perm import PERM32, Reach
+from tvm_doping.sparsity.formats.perm8 import Perm8
+from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.targets import Target
 
 # AVX2 and below, AVX-512. Cycles, if nothing else is said.
@@ -37,6 +40,9 @@ _RATES: dict[str, tuple[float, float]] = {
     "sell16": (0.73, 0.8),
     "sell16_group": (30.0, 30.0),
     "sell16_group_tile": (15.0, 0.0),
+    # A slot of perm8: a look-up and an FMA, four loads. A group: its loop, whose end is mispredicted.
+    "perm8": (2.1, 2.1),
+    "perm8_group": (20.0, 20.0),
     # A block: its column's index and broadcast, and the FMA of each vector of rows. A group of rows: its loop.
     "block": (0.9, 0.5),
     "block_fma": (0.6, 0.6),
@@ -165,14 +171,20 @@ def sell16(layer: Layer, target: Target, lanes: int) -> Cost:
     )
 
 
+def perm8(layer: Layer, target: Target, lanes: int) -> Cost:
+    """A register look-up of 8 lanes a slot, AVX2."""
+    slot, group = rate("perm8", target), rate("perm8_group", target)
+    return _look_up(layer, Perm8.reach, layer.slots8, slot, _fma(layer, target, lanes), group=group, index=0.5)
+
+
 def perm32(layer: Layer, target: Target, lanes: int) -> Cost:
-    """A register look-up of 16 nonzeros a slot."""
-    return _look_up(layer, layer.slots, 2.8, _fma(layer, target, lanes))
+    """A register look-up of 16 lanes a slot."""
+    return _look_up(layer, PERM32, layer.slots, 2.8, _fma(layer, target, lanes))
 
 
 def perm32_expand(layer: Layer, target: Target, lanes: int) -> Cost:
     """The same with unpadded values: more a slot, the expansion, and an unaligned load that often crosses a cache line."""
-    return _look_up(layer, layer.slots, 3.7, _fma(layer, target, lanes), expanded=True)
+    return _look_up(layer, PERM32, layer.slots, 3.7, _fma(layer, target, lanes), expanded=True)
 
 
 def perm64(layer: Layer, target: Target, lanes: int) -> Cost:
@@ -181,7 +193,7 @@ def perm64(layer: Layer, target: Target, lanes: int) -> Cost:
     Not measured on hardware. By llvm-mca's models a slot takes Zen 4 what one of perm32 takes (4.1 cycles to 4.0), but Sapphire
     Rapids 2.5 times that (5.0 to 2.0), where its half as many slots would not pay in time.
     """
-    return _look_up(layer, layer.slots64, 2.8, _fma(layer, target, lanes), each=2)
+    return _look_up(layer, Perm64.reach, layer.slots64, 2.8, _fma(layer, target, lanes))
 
 
 def block(rows: int) -> Callable[[Layer, Target, int], Cost]:
@@ -208,26 +220,34 @@ def _fma(layer: Layer, target: Target, lanes: int) -> float:
 
 
 def _look_up(
-    layer: Layer, counts: tuple[int, int], slot: float, fma: float, *, expanded: bool = False, each: int = 1
+    layer: Layer,
+    reach: Reach,
+    counts: tuple[int, int],
+    slot: float,
+    fma: float,
+    *,
+    group: float = 40.0,
+    index: float = 1.0,
+    expanded: bool = False,
 ) -> Cost:
     """The better of the two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
 
-    counts: the slots of either order, with 16 * `each` nonzeros at most; `slot` cycles a slot (a look-up and an FMA, four loads),
-    40 a group (a mispredicted loop end), and 40 more where the sums of grouped rows have to be scattered to their places.
+    counts: the slots of either order; `slot` cycles a slot (a look-up and an FMA, four loads), `group` a group (a mispredicted loop
+    end), and 2.5 more a row where the sums of grouped rows have to be scattered to their places. index: bytes of one.
     """
 
     def cost(grouped: int) -> Cost:
-        groups = -(-layer.rows // 16)
+        groups = -(-layer.rows // reach.lanes)
         slots = float(counts[grouped])
         multiple = 4 if slots >= 32 * groups else 2
         slots += groups * (multiple - 1) / 2
-        entries = slots * 16 * each
+        entries = slots * reach.lanes * reach.each
         fill = layer.sparse.nnz / max(1.0, entries)
         return Cost(
-            cycles=slot * slots + (40.0 + 40.0 * grouped) * groups,
+            cycles=slot * slots + (group + 2.5 * reach.lanes * grouped) * groups,
             tile=fma * entries,
             stored=float(layer.sparse.nnz) if expanded else entries,
-            bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 2 + entries * 5,
+            bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 2 + entries * (4 + index),
             note=f"{fill:.0%} of the slots filled{', alike rows grouped' if grouped else ''}",
             params={"multiple": multiple, "grouped": grouped},
         )

@@ -27,6 +27,7 @@ from tvm_doping.tuning.tasks import Task
 _PARAMS: dict[str, tuple[dict[str, int], ...]] = {
     "csr": tuple({"multiple": m} for m in (1, 2, 4, 8)),
     "sell16": tuple({"window": w} for w in (0, 64, 256)),
+    "perm8": tuple({"multiple": m, "grouped": g} for m in (2, 4) for g in (0, 1)),
     "perm32": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
     "perm32_expand": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
     "perm64": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),

@@ -11,6 +11,7 @@ from tvm_doping.sparsity.formats.base import Format, Packed
 from tvm_doping.sparsity.formats.block import Block
 from tvm_doping.sparsity.formats.csr import CSR
 from tvm_doping.sparsity.formats.perm import Perm32
+from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.formats.perm_expand import Perm32Expand
 from tvm_doping.sparsity.formats.sell import SELL16
@@ -19,6 +20,7 @@ from tvm_doping.sparsity.values import ValueType
 FORMATS: dict[str, Format] = {
     "csr": CSR(),
     "sell16": SELL16(),
+    "perm8": Perm8(),
     "perm32": Perm32(),
     "perm32_expand": Perm32Expand(),
     "perm64": Perm64(),
@@ -52,6 +54,7 @@ __all__ = [
     "Block",
     "Format",
     "Packed",
+    "Perm8",
     "Perm32",
     "Perm32Expand",
     "Perm64",

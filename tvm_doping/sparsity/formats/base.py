@@ -158,9 +158,9 @@ def lanes_by_length(lengths: Array, window: int = 0) -> NDArray[np.int32]:
     return lanes_of(np.lexsort((-lengths.astype(np.int64), windows)))
 
 
-def lanes_of(order: Array) -> NDArray[np.int32]:
-    """The row of each lane (G*16,): rows in this order, then the lanes beyond the last row, numbered on."""
-    beyond = np.arange(len(order), -(-len(order) // LANES) * LANES)
+def lanes_of(order: Array, size: int = LANES) -> NDArray[np.int32]:
+    """The row of each lane (G*size,): rows in this order, then the lanes beyond the last row, numbered on."""
+    beyond = np.arange(len(order), -(-len(order) // size) * size)
     return np.concatenate([order, beyond]).astype(np.int32)
 
 

@@ -23,18 +23,18 @@ from tvm_doping.sparsity.formats.base import (
 )
 from tvm_doping.structures.sparse import canonical, from_coordinates, row_of_entry
 
-MULTIPLES = (1, 2, 4)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
     """What one slot can hold.
 
-    window  columns: two AVX-512 registers of x, the reach of one look-up;
-    step    columns between windows: the kernel keeps x as half-overlapping registers, so that no load crosses a cache line;
+    lanes   rows of a group: fp32 values of a register;
+    window  columns: the reach of one look-up, two AVX-512 registers of x (perm8: one of AVX2);
+    step    columns between windows: above 1, the kernel keeps x as half-overlapping registers, and no load crosses a cache line;
     each    nonzeros of a lane.
     """
 
+    lanes: int = LANES
     window: int
     step: int
     each: int
@@ -60,26 +60,28 @@ class Perm32(Format):
 
     name = "perm32"
     reach: ClassVar[Reach] = PERM32
+    multiples: ClassVar[tuple[int, ...]] = (1, 2, 4)
     pointers = "slot_ptr"
     defaults: ClassVar[Mapping[str, int]] = {"multiple": 4, "grouped": 0}
 
     def _pack(self, S: sparse.csr_array, params: dict[str, int]) -> dict[str, Array]:
         multiple, n = params["multiple"], S.shape[1]
-        if multiple not in MULTIPLES or params["grouped"] not in (0, 1):
+        if multiple not in self.multiples or params["grouped"] not in (0, 1):
+            *some, last = map(str, self.multiples)
             raise InvalidInput(
                 f"{self.name} parameters",
-                "multiple 1, 2 or 4 and grouped 0 or 1",
+                f"multiple {', '.join(some)} or {last} and grouped 0 or 1",
                 f"{params}",
                 "The defaults are 4 and 0.",
             )
-        lanes = _lanes(S, params["grouped"])
+        lanes = _lanes(S, params["grouped"], self.reach.lanes)
         steps = _slide(S, lanes, self.reach)
-        counts = np.zeros(len(lanes) // LANES, np.int64)
+        counts = np.zeros(len(lanes) // self.reach.lanes, np.int64)
         for groups, _, _ in steps:
             counts[groups] += 1
         slot_ptr = pointers(-(-counts // multiple) * multiple)
         windows = np.zeros(slot_ptr[-1], column_dtype(n))
-        indices = np.zeros((slot_ptr[-1], LANES * self.reach.each), np.uint8)
+        indices = np.zeros((slot_ptr[-1], self.reach.lanes * self.reach.each), np.uint8)
         values = np.zeros(indices.shape, np.float32)
         data = np.append(S.data, np.float32(0))
         for k, (groups, window, entries) in enumerate(steps):
@@ -92,7 +94,7 @@ class Perm32(Format):
 
     def _unpack(self, packed: Packed) -> sparse.csr_array:
         a, columns = packed.arrays, _columns(packed)
-        rows = np.repeat(a["rows"].reshape(-1, LANES), np.diff(a["slot_ptr"]), axis=0)
+        rows = np.repeat(a["rows"].reshape(-1, self.reach.lanes), np.diff(a["slot_ptr"]), axis=0)
         rows = rows.repeat(self.reach.each, axis=1)
         return from_coordinates(rows.ravel(), columns.ravel(), a["values"][: len(rows)].ravel(), packed.shape)
 
@@ -108,17 +110,17 @@ class Perm32(Format):
 def count_slots(S: sparse.csr_array, grouped: int, reach: Reach = PERM32) -> int:
     """Slots that a look-up format makes of S, without the padding to a `multiple`."""
     S = canonical(S)
-    return sum(len(groups) for groups, _, _ in _slide(S, _lanes(S, grouped), reach))
+    return sum(len(groups) for groups, _, _ in _slide(S, _lanes(S, grouped, reach.lanes), reach))
 
 
 _NONE = 2**40  # the column of a lane that has none left
 
 
 def _slide(S: sparse.csr_array, lanes: Array, reach: Reach) -> list[tuple[Array, Array, Array]]:
-    """Slot k of every group that has so many: the groups, their windows, and the entries (groups, 16 each), nnz for none."""
+    """Slot k of every group that has so many: the groups, their windows, and the entries (groups, lanes each), nnz for none."""
     beyond = np.zeros(len(lanes) - S.shape[0], S.indptr.dtype)
     at, end = (
-        np.append(ptr, beyond)[lanes].astype(np.int64).reshape(-1, LANES)
+        np.append(ptr, beyond)[lanes].astype(np.int64).reshape(-1, reach.lanes)
         for ptr in (S.indptr[:-1], S.indptr[1:])
     )
     column = np.append(S.indices.astype(np.int64), _NONE)
@@ -142,20 +144,20 @@ def _slide(S: sparse.csr_array, lanes: Array, reach: Reach) -> list[tuple[Array,
         steps.append((groups, window, entries.reshape(len(groups), -1)))
 
 
-def _lanes(S: sparse.csr_array, grouped: int) -> NDArray[np.int32]:
-    return lanes_of(_alike(S) if grouped else np.arange(S.shape[0]))
+def _lanes(S: sparse.csr_array, grouped: int, size: int) -> NDArray[np.int32]:
+    return lanes_of(_alike(S, size) if grouped else np.arange(S.shape[0]), size)
 
 
 _PARTS = 16  # of the columns, in which the nonzeros of a row are counted
 _POOL = 4096  # rows of like length, among which groups are formed: bounds the time for a matrix of many rows
 
 
-def _alike(S: sparse.csr_array) -> NDArray[np.int64]:
-    """The rows in groups of 16 that spread their nonzeros alike over the columns: then no lane waits long for another.
+def _alike(S: sparse.csr_array, size: int) -> NDArray[np.int64]:
+    """The rows in groups of `size` that spread their nonzeros alike over the columns: then no lane waits long for another.
 
-    Alike are rows whose counts of nonzeros up to each column are close. From the longest row left, its 15 nearest: 7-9 % fewer
-    slots than rows by length (random S and trained ones), a third fewer than rows in natural order where training made them
-    differ.
+    Alike are rows whose counts of nonzeros up to each column are close. From the longest row left, its nearest: in groups
+    of 16 7-9 % fewer slots than rows by length (random S and trained ones), a third fewer than rows in natural order where
+    training made them differ.
     """
     counts = np.zeros((S.shape[0], _PARTS), np.int64)
     np.add.at(counts, (row_of_entry(S), S.indices.astype(np.int64) * _PARTS // S.shape[1]), 1)
@@ -166,14 +168,14 @@ def _alike(S: sparse.csr_array) -> NDArray[np.int64]:
         left = order[start : start + _POOL]
         while len(left):
             distance = ((counts[left] - counts[left[0]]) ** 2).sum(axis=1)
-            nearest = np.argsort(distance, kind="stable")[:LANES]
+            nearest = np.argsort(distance, kind="stable")[:size]
             groups.append(left[nearest])
             left = np.delete(left, nearest)
     return np.concatenate(groups)
 
 
 def _columns(packed: Packed) -> NDArray[np.int64]:
-    """The column (slots, 16 each) of each slot's entries."""
+    """The column (slots, lanes each) of each slot's entries."""
     a = packed.arrays
     slots = a["slot_ptr"][-1]
     columns: NDArray[np.int64] = a["windows"][:slots].astype(np.int64)[:, None] + a["indices"][:slots]
