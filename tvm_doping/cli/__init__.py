@@ -16,6 +16,7 @@ from tvm_doping.cli import (
     bench_choice,
     bench_matrix,
     compile,
+    farm,
     inspect,
     records,
     run,
@@ -48,6 +49,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(records.records)
+app.add_typer(farm.farm)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -131,6 +131,17 @@ def _job(
 ) -> Job:
     if tracker is not None:
         return Job(steps=STEPS, batch=batch, threads=threads, device=f"{tracker} {key}")
+    return local_job(batch, threads, cores, lock, folder)
+
+
+def local_job(
+    batch: int,
+    threads: int,
+    cores: Sequence[int] | None,
+    lock: str | os.PathLike[str] | None,
+    folder: Path,
+) -> Job:
+    """How candidates are measured on this machine; cores and lock as in `tune`, folder: of the log."""
     timed = tuple(cores or usable_cores()[-threads:])  # the last ones: interrupts gather on the first
     held = str(lock or Path(tempfile.gettempdir()) / f"tvm-doping-{os.getuid()}.lock")
     return Job(

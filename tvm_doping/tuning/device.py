@@ -48,10 +48,18 @@ class Remote:
         host, port = address.rsplit(":", 1)
         self.session = rpc.connect_tracker(host, int(port)).request(key, session_timeout=_SESSION)
         self.where = self.session.cpu()
+        self.loaded: dict[Path, Any] = {}
 
     def load(self, library: Path) -> Any:
-        self.session.upload(str(library))
-        return self.session.load_module(library.name)
+        if (
+            library not in self.loaded
+        ):  # a file that is written over while its code is loaded crashes the device's process
+            name = f"{len(self.loaded)}-{library.name}"
+            self.session.upload(
+                bytearray(library.read_bytes()), name
+            )  # of a path it would leave the file open
+            self.loaded[library] = self.session.load_module(name)
+        return self.loaded[library]
 
     def put(self, array: np.ndarray) -> Any:
         return tvm.runtime.tensor(array, self.where)

@@ -16,8 +16,10 @@ from types import TracebackType
 from typing import Any
 
 _GRACE = 30.0  # seconds beyond a request's own time-out until the worker itself is taken for dead
-_LIVES = 3  # how often a request is tried: a device may disappear, a worker may be killed for memory
-_AGAIN = frozenset({"device", "worker"})
+# How often a request is tried that ended so: a device may disappear, or fall silent; a worker may be killed for memory. What is too
+# slow for this machine, or crashes on it, is so every time.
+_LIVES = {"device": 3, "worker": 3}
+_LIVES_OF_SILENCE = 2
 # One thread each: libraries that start as many as there are cores would slow each other down, and forking wants none.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
 
@@ -65,7 +67,7 @@ class Workers:
                 elif "ready" in reply:
                     continue
                 worker.busy = ()
-                if reply.get("kind") in _AGAIN and life < _LIVES:
+                if life < _lives(reply, request):
                     queue.append((name, request, life + 1))
                 else:
                     yield name, {**reply, "tries": life}
@@ -141,3 +143,8 @@ class _Worker:
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def _lives(reply: dict[str, Any], request: dict[str, Any]) -> int:
+    silent = reply.get("kind") == "time-out" and request["job"]["device"]
+    return _LIVES_OF_SILENCE if silent else _LIVES.get(reply.get("kind", ""), 1)

@@ -1,0 +1,174 @@
+"""The proof of tuning: all candidates of a reduced space measured, and how soon each strategy of search finds the best of them.
+
+The exhaustive measurement is a table; each strategy is then run on the table, many times with other seeds, as if it measured.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_doping.bench import variants
+from tvm_doping.bench.cells import Variant
+from tvm_doping.bench.machine import describe
+from tvm_doping.bench.subject import outputs_alone
+from tvm_doping.passes import Context
+from tvm_doping.records import Choice
+from tvm_doping.records.model import geometric_mean
+from tvm_doping.targets import Target, resolve
+from tvm_doping.tuning import local_job
+from tvm_doping.tuning.log import Log
+from tvm_doping.tuning.metaschedule import Search, Strategy, decisions_of
+from tvm_doping.tuning.space import Space, space_of, start
+from tvm_doping.tuning.tasks import tasks_of
+from tvm_doping.tuning.trials import Budget, Trials
+from tvm_doping.tuning.workers import Workers
+
+FORMAT_VERSION = 1
+STRATEGIES: tuple[Strategy, ...] = ("xgboost", "evolutionary", "random")
+# The reduced space: the packings that differ most, and of registers the ends.
+_PARAMS: tuple[dict[str, int], ...] = ({}, {"multiple": 4}, {"multiple": 1}, {"window": 0}, {"window": 64})
+_REGISTERS = (1.0, 0.5)
+_STEPS = (0, 1, 2)
+TRIALS = 64
+
+
+def run(
+    out: str | os.PathLike[str],
+    *,
+    H: int,
+    compression: float,
+    batch: int = 1,
+    seeds: int = 10,
+    target: str = "auto",
+    jobs: int = 1,
+    cores: Sequence[int] | None = None,
+    lock: str | os.PathLike[str] | None = None,
+    echo: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure one cell into out/H-COMPRESSION-BATCH.json, and return it; a measurement that was stopped goes on.
+
+    `ratios` has the time of each candidate over that of the predicted choice, `curves` for each strategy the best ratio found
+    after each trial, the median of `seeds` searches, over the best there is.
+    """
+    machine = resolve(target)
+    name = f"H{H}-{compression:g}x-N{batch}"
+    folder = Path(out)
+    log = Log(folder / f".{name}", resume=True)
+    try:
+        space = _space(H, compression, batch, machine)
+        job = local_job(batch, 1, cores, lock, log.folder)
+        with Workers(jobs) as workers:
+            trials = Trials(space, machine, workers, log, job, timeout=60, echo=echo)
+            trials.run(Budget(trials=space.size), "exhaustive")
+        measured = [line for line in log.of(trials.id) if "choice" in line]
+    finally:
+        log.close()
+    table = {
+        Choice.model_validate(line["choice"]).model_dump_json(): geometric_mean(line["ratio"])
+        for line in measured
+        if "ratio" in line
+    }
+    best = min(table.values())
+    cell = {
+        "format_version": FORMAT_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "H": H,
+        "compression": compression,
+        "batch": batch,
+        "candidates": len(table),
+        "failed": len(measured) - len(table),
+        "seconds_a_candidate": round(float(np.median([line["seconds"] for line in measured])), 2),
+        "best": min(table, key=lambda text: table[text]),
+        "best_ratio": best,
+        "ratios": sorted(table.values()),
+        "curves": {s: _median_curve(space, table, s, seeds, best) for s in STRATEGIES},
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(cell, indent=1))
+    return cell
+
+
+def plot(cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """How close to the best candidate each strategy is, after so many trials; a panel a cell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(cells), figsize=(4.2 * len(cells), 3.4), squeeze=False, sharey=True)
+    for panel, cell in zip(panels[0], cells, strict=True):
+        for strategy, curve in cell["curves"].items():
+            panel.plot(range(1, len(curve) + 1), [100 * value for value in curve], label=strategy)
+        panel.axhline(95, color="grey", linewidth=0.8, linestyle="dotted")
+        panel.set_title(f"H {cell['H']}, {cell['compression']:g}x, batch {cell['batch']}")
+        panel.set_xlabel(f"trials, of {cell['candidates']} candidates")
+    panels[0][0].set_ylabel("speed, % of the best candidate's")
+    panels[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def curve_of(
+    space: Space, table: Mapping[str, float], strategy: Strategy, seed: int, trials: int = TRIALS
+) -> list[float]:
+    """The best ratio after 1, 2, ... trials of one search that finds its measurements in the table; the first is the predicted
+    choice."""
+    search = Search(
+        [len(axis) for axis in space.axes.values()],
+        lambda decisions: space.features(space.choice(decisions)),
+        strategy=strategy,
+        seed=seed,
+    )
+    first = start(space)
+    seen = {first.model_dump_json(): 1.0}
+    found = space.decisions(first)
+    search.know([] if found is None else [found], [] if found is None else [1e-6])
+    curve = [1.0]
+    while len(curve) < trials:
+        asked = search.ask()
+        if not asked:
+            break
+        choices = [space.choice(decisions_of(candidate)).model_dump_json() for candidate in asked]
+        for choice in choices:
+            if choice not in seen and len(curve) < trials:
+                seen[choice] = table.get(choice, np.inf)
+                curve.append(min(curve[-1], seen[choice]))
+        search.tell(asked, [1e-6 * seen.get(choice, np.inf) for choice in choices])
+    return curve + [curve[-1]] * (trials - len(curve))
+
+
+def _median_curve(
+    space: Space, table: Mapping[str, float], strategy: Strategy, seeds: int, best: float
+) -> list[float]:
+    """Speed relative to the best candidate's after each trial, the median over the seeds."""
+    curves = [curve_of(space, table, strategy, seed) for seed in range(seeds)]
+    return [float(f"{best / value:.4f}") for value in np.median(curves, axis=0)]
+
+
+def _space(H: int, compression: float, batch: int, target: Target) -> Space:
+    """The reduced space of an untrained layer: a factor fewer on each axis, the predicted choice in it."""
+    model = outputs_alone(variants.doped(H, Variant(compression=compression, pattern="unstructured")))
+    (task,) = tasks_of(model, Context(target=target, batch=batch))
+    whole = space_of(task, target)
+    axes = dict(whole.axes)
+    chosen = start(whole)
+    for name, way in chosen.ways.items():
+        kept = [
+            w for w in axes[f"{name}.way"] if w.format in ("csr", "sell16", "block4") and w.params in _PARAMS
+        ]
+        plain = way.model_copy(update={"order": "left"})
+        axes[f"{name}.way"] = tuple(kept if plain in kept else [*kept, plain])
+        axes[f"{name}.order"] = (way.order,)
+    axes["registers"] = tuple(r for r in axes["registers"] if r in _REGISTERS)
+    axes["steps"] = tuple(s for s in axes["steps"] if s in _STEPS)
+    return replace(whole, axes=axes)
