@@ -7,7 +7,7 @@ into the function being built, so that a layer is composed of the same pieces wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,10 @@ class Product2:
 
 
 @contextmanager
-def split(extent: int, shared: bool, grain: int = 1) -> Iterator[Expr]:
+def split(extent: int, shared: bool, grain: int = 1, *, wait: bool = True) -> Iterator[Expr]:
     """A loop over independent pieces of work; shared: each thread takes a run of blocks of `grain` pieces, then waits for all.
+
+    wait=False where the next loop is one of the same extent and grain, in which each piece needs only its own: the same thread's.
 
     Each piece is computed whole by one thread, so that results do not depend on how many there are. Runs of them: a
     thread then works on the same rows in one loop after the other, and their cache lines stay with its core
@@ -55,10 +57,8 @@ def split(extent: int, shared: bool, grain: int = 1) -> Iterator[Expr]:
             yield i
         return
     blocks = -(-extent // grain)
-    with (
-        T.attr(const(0), "pragma_parallel_barrier_when_finish", const(1)),
-        T.parallel(0, blocks) as block,
-    ):
+    barrier = T.attr(const(0), "pragma_parallel_barrier_when_finish", const(1)) if wait else nullcontext()
+    with barrier, T.parallel(0, blocks) as block:
         if grain == 1:
             yield block
         else:

@@ -20,12 +20,10 @@ import numpy as np
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels import product
 from tvm_doping.kernels.activations import sigmoid, sigmoid_tanh
-from tvm_doping.kernels.emit import SHARED, Buffer, Expr, copy, load, region, split, store
+from tvm_doping.kernels.emit import LINES, SHARED, Buffer, Expr, copy, load, region, split, store
 from tvm_doping.kernels.plan import LstmPlan
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.streams import Streams, for_each, row
-
-_CELLS = 8  # vectors of c that are computed before their h
 
 
 def pack(plan: LstmPlan, w_ih: Any, w_hh: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
@@ -140,13 +138,12 @@ class _Layer:
             at = v * lanes
             store(h, at, sigmoid_tanh(gate(3, at), load(c, at, lanes), lanes), lanes)
 
-        # h of a vector waits for its c: two exp and two divisions, more than a CPU can look ahead. So some c, then their h.
-        whole = -(-hidden * width // lanes)
-        with split(-(-whole // _CELLS), self.plan.config.shared) as block:
-            count = _CELLS if whole % _CELLS == 0 else tirx.min(whole - block * _CELLS, _CELLS)
-            for part in (states, outputs):
-                with T.serial(0, count) as v:
-                    part(block * _CELLS + v)
+        # h of a vector waits for its c: two exp and two divisions, more than a CPU can look ahead. So all c, then all h. No
+        # loop around the two: LLVM would keep the constants of exp in registers that the products need.
+        whole, shared = -(-hidden * width // lanes), self.plan.config.shared
+        for part in (states, outputs):
+            with split(whole, shared, LINES // 4, wait=part is outputs) as v:
+                part(v)
 
     def time(self, step: Expr) -> Expr:
         return self.steps - 1 - step if self.plan.reverse else step
