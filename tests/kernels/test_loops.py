@@ -39,6 +39,9 @@ FUNCTIONS: dict[str, Any] = {
     "softmax over time": lambda m, x: (torch.softmax(x, 0) * x).sum(0),
     "concatenated features": lambda m, x: torch.cat([x, 2 * x, x[..., :2]], -1),
     "concatenated streams": lambda m, x: torch.cat([x, x.flip(0), torch.tanh(x)], 1),
+    "activated when concatenated": lambda m, x: torch.tanh(torch.cat([x, torch.sigmoid(x)], -1)),
+    "a value used twice": lambda m, x: (y := torch.exp(-(x**2)) + m.weight[0]) * torch.sigmoid(y),
+    "one value for all": lambda m, x: x * torch.tanh(m.weight[0] * x.mean(0)),
     "padded": lambda m, x: functional.pad(x, (2, 1)),
     "dot product attention": lambda m, x: (
         torch.softmax(x.transpose(0, 1) @ x.permute(1, 2, 0) / 7, -1) @ x.transpose(0, 1)
@@ -103,6 +106,21 @@ def test_a_sum_of_integers_stays() -> None:
     k = te.reduce_axis((0, 100), name="k")
     kinds, _ = loops(x, te.compute((5,), lambda i: te.sum(x[i, k], axis=k), name="y"))
     assert kinds == [tirx.ForKind.SERIAL] * 2
+
+
+def test_a_chain_is_one_loop() -> None:
+    x = te.placeholder((20, 30), name="x")
+    y = te.compute((30, 20), lambda i, j: x[j, i] + 1, name="y")
+    z = te.compute((20, 30), lambda i, j: tirx.tanh(y[j, i] * 3), name="z")
+    kinds, text = loops(x, te.compute((20, 30), lambda i, j: z[i, j] * x[i, j], name="w"))
+    assert len(kinds) == 2
+    assert "alloc_buffer" not in text
+
+
+def test_a_dear_value_is_computed_once() -> None:
+    x = te.placeholder((30,), name="x")
+    y = te.compute((30,), lambda i: tirx.tanh(x[i]), name="y")
+    assert "alloc_buffer" in loops(x, te.compute((20, 30), lambda i, j: y[j] * x[j], name="z"))[1]
 
 
 @pytest.mark.parametrize("limit", [0, 7, 20, 30], ids=lambda n: f"up to {n}")

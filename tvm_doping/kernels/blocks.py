@@ -1,24 +1,57 @@
-"""The loops of TVM's own functions in the order that vectors want: the axis along which values are neighbours innermost."""
+"""The loops of TVM's own functions as vectors want them: chains in one loop, and innermost the axis of neighbours in memory."""
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Any
 
 import tvm_ffi
 from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.analysis import normalize_prim_func
+from tvm.s_tir.schedule import ScheduleError
 
 from tvm_doping._tvm import tirx, tvm
 
 
 def order_loops(function: Any) -> Any:
-    """The function with its reductions' loops ordered; as it is, where it is not made of plain blocks."""
+    """The function with its chains inlined and its reductions' loops ordered; as it is, where it is not made of plain blocks."""
     schedule = Schedule(function)
     blocks = normalize_prim_func(schedule)
+    infos = {info.name: info for info in blocks or ()}
+    for info in infos.values():
+        if _worth_inlining(schedule, info, infos):
+            # what cannot be, as a block whose values the function returns, stays
+            with suppress(ScheduleError):
+                schedule.compute_inline(info.block_rv)
     for info in blocks or ():
         if info.is_reduction():
             _reduction(schedule, info)
     return schedule.mod["main"]
+
+
+def _worth_inlining(schedule: Any, info: Any, infos: dict[str, Any]) -> bool:
+    """Whether to compute a block's values where they are used: in one place, and not more often; copies anywhere."""
+    names = [schedule.get(rv).name_hint for rv in schedule.get_consumers(info.block_rv)]
+    consumers = [infos[name] for name in names if name in infos]
+    store = schedule.get(info.block_rv).body
+    if not info.is_injective() or not consumers or not isinstance(store, tirx.BufferStore):
+        return False
+    if len(consumers) < len(names) or not all(consumer.is_injective() for consumer in consumers):
+        return False
+    if isinstance(store.value, tvm.ir.TensorLoad | tirx.FloatImm):
+        return True
+    bodies = [schedule.get(consumer.block_rv).body for consumer in consumers]
+    uses = sum(
+        load.source.same_as(store.buffer) for body in bodies for load in _found(body, tvm.ir.TensorLoad)
+    )
+    return uses == 1 and (_as_many(info, consumers[0]) or not _found(store.value, tvm.ir.Call))
+
+
+def _as_many(a: Any, b: Any) -> bool:
+    """Whether two blocks run equally often."""
+    runs = [math.prod((it.dom for it in info.iters), start=tirx.const(1, "int64")) for info in (a, b)]
+    return bool(tvm.sym.Analyzer().can_prove_equal(*runs))
 
 
 def _reduction(schedule: Any, info: Any) -> None:
@@ -39,13 +72,16 @@ def _neighbours(block: Any, info: Any) -> Any:
         return None
     last = region[-1].min
     loops = [it.loop_rv for it in info.iters if it.kind == "S" and it.var.same_as(last)]
-    loads: list[Any] = []
-    tvm_ffi.structural_walk(block.body, (tvm.ir.TensorLoad, lambda load: loads.append(load)))
+    loads = _found(block.body, tvm.ir.TensorLoad)
     apart = any(_mentions(index, last) for load in loads for index in load.indices[:-1])
     return loops[0] if loops and not apart else None
 
 
 def _mentions(expr: Any, var: Any) -> bool:
+    return any(used.same_as(var) for used in _found(expr, tirx.Var))
+
+
+def _found(root: Any, kind: type) -> list[Any]:
     found: list[Any] = []
-    tvm_ffi.structural_walk(expr, (tirx.Var, lambda v: found.append(v)))
-    return any(v.same_as(var) for v in found)
+    tvm_ffi.structural_walk(root, (kind, lambda node: found.append(node)))
+    return found

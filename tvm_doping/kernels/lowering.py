@@ -41,12 +41,14 @@ def in_vectors(mod: Any) -> Any:
     LLVM does the most: whole loops in vectors with their tails, for any extents. It needs loops in the order of memory, no
     calls of libm, no conditions on the loop's variable; and sums it may not reorder, so that is done here.
     """
-    functions = {gv: order_loops(replace_calls(f)) for gv, f in mod.functions_items()}
+    functions = {gv: order_loops(f) for gv, f in mod.functions_items()}
     mod = tvm.transform.Sequential(_loop_passes())(tvm.IRModule(functions, attrs=mod.attrs))
-    return tvm.IRModule(
-        {gv: vectorize_reductions(split_at_conditions(f), _LANES) for gv, f in mod.functions_items()},
-        attrs=mod.attrs,
-    )
+    # Calls are replaced last: what they become binds variables, which a copy of it would bind twice.
+    functions = {
+        gv: replace_calls(vectorize_reductions(split_at_conditions(f), _LANES))
+        for gv, f in mod.functions_items()
+    }
+    return tvm.IRModule(functions, attrs=mod.attrs)
 
 
 # tvm.tirx.build takes a pipeline by name only.
