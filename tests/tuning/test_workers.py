@@ -116,8 +116,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_candidate_tried_again(
 
 
 ORPHANS = """
-import sys, json
+import sys, json, signal
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has what it runs in the background ignore
 from tvm_doping.tuning.workers import Workers
 wanted = json.loads(sys.stdin.readline())
 with Workers(2) as workers:
