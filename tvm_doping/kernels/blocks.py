@@ -6,12 +6,12 @@ import math
 from contextlib import suppress
 from typing import Any
 
-import tvm_ffi
 from tvm.s_tir import Schedule
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.s_tir.schedule import ScheduleError
 
 from tvm_doping._tvm import tirx, tvm
+from tvm_doping.kernels.trees import found, uses
 
 
 def order_loops(function: Any) -> Any:
@@ -42,10 +42,10 @@ def _worth_inlining(schedule: Any, info: Any, infos: dict[str, Any]) -> bool:
     if isinstance(store.value, tvm.ir.TensorLoad | tirx.FloatImm):
         return True
     bodies = [schedule.get(consumer.block_rv).body for consumer in consumers]
-    uses = sum(
-        load.source.same_as(store.buffer) for body in bodies for load in _found(body, tvm.ir.TensorLoad)
+    count = sum(
+        load.source.same_as(store.buffer) for body in bodies for load in found(body, tvm.ir.TensorLoad)
     )
-    return uses == 1 and (_as_many(info, consumers[0]) or not _found(store.value, tvm.ir.Call))
+    return count == 1 and (_as_many(info, consumers[0]) or not found(store.value, tvm.ir.Call))
 
 
 def _as_many(a: Any, b: Any) -> bool:
@@ -72,16 +72,6 @@ def _neighbours(block: Any, info: Any) -> Any:
         return None
     last = region[-1].min
     loops = [it.loop_rv for it in info.iters if it.kind == "S" and it.var.same_as(last)]
-    loads = _found(block.body, tvm.ir.TensorLoad)
-    apart = any(_mentions(index, last) for load in loads for index in load.indices[:-1])
+    loads = found(block.body, tvm.ir.TensorLoad)
+    apart = any(uses(index, last) for load in loads for index in load.indices[:-1])
     return loops[0] if loops and not apart else None
-
-
-def _mentions(expr: Any, var: Any) -> bool:
-    return any(used.same_as(var) for used in _found(expr, tirx.Var))
-
-
-def _found(root: Any, kind: type) -> list[Any]:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(root, (kind, lambda node: found.append(node)))
-    return found

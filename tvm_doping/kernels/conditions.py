@@ -13,6 +13,7 @@ import tvm_ffi
 
 from tvm_doping._tvm import tirx, tvm
 from tvm_doping.kernels.emit import Expr
+from tvm_doping.kernels.trees import found, replaced
 
 # Comparison -> (which side is the larger one, by how much at least).
 _COMPARISONS: dict[type, tuple[int, int]] = {
@@ -34,10 +35,10 @@ def _split(loop: Any, pieces: int = 1) -> Any:
     if loop.kind != tirx.ForKind.SERIAL or loop.step is not None or pieces >= _MOST:
         return loop
     for condition in _conditions(loop.body):
-        found = _threshold(condition, loop.loop_var)
-        if found is None:
+        threshold = _threshold(condition, loop.loop_var)
+        if threshold is None:
             continue
-        first, then = found
+        first, then = threshold
         first = tirx.max(loop.min, tirx.min(loop.min + loop.extent, first))
         parts = (
             _piece(loop, condition, not then, loop.min, first),
@@ -57,7 +58,7 @@ def _piece(loop: Any, condition: Any, holds: bool, start: Expr, end: Expr) -> An
 
     body = tvm_ffi.structural_map(loop.body, (tuple(_COMPARISONS), settle))
     body = tvm_ffi.structural_map(body, (tvm.ir.Call, _choose))
-    body = tvm_ffi.structural_map(body, (tirx.Var, lambda v: start + var if v.same_as(loop.loop_var) else v))
+    body = replaced(body, loop.loop_var, start + var)
     extent = tvm.sym.Analyzer().simplify(end - start)
     return tirx.For(var, tirx.const(0, str(var.ty.dtype)), extent, tirx.ForKind.SERIAL, body)
 
@@ -77,12 +78,8 @@ def _conditional(call: Any) -> bool:
 
 def _conditions(body: Any) -> list[Any]:
     """The comparisons in conditions of the body's if_then_else."""
-    calls: list[Any] = []
-    tvm_ffi.structural_walk(body, (tvm.ir.Call, lambda call: calls.append(call)))
-    found: list[Any] = []
-    for call in filter(_conditional, calls):
-        tvm_ffi.structural_walk(call.args[0], (tuple(_COMPARISONS), lambda node: found.append(node)))
-    return found
+    calls = filter(_conditional, found(body, tvm.ir.Call))
+    return [node for call in calls for node in found(call.args[0], tuple(_COMPARISONS))]
 
 
 def _threshold(condition: Any, v: Any) -> tuple[Expr, bool] | None:
@@ -92,15 +89,11 @@ def _threshold(condition: Any, v: Any) -> tuple[Expr, bool] | None:
     if str(sides[0].ty.dtype) != str(v.ty.dtype):
         return None
     over = sides[larger] - sides[1 - larger] - least  # the condition: over >= 0
-
-    def at(value: Expr) -> Expr:
-        return tvm_ffi.structural_map(over, (tirx.Var, lambda w: value if w.same_as(v) else w))
-
     analyzer = tvm.sym.Analyzer()
     zero = tirx.const(0, str(v.ty.dtype))
-    slope = analyzer.simplify(at(v + 1) - over)
+    slope = analyzer.simplify(replaced(over, v, v + 1) - over)
     if not isinstance(slope, tirx.IntImm) or int(slope) not in (1, -1):
         return None
     if int(slope) == 1:
-        return analyzer.simplify(zero - at(zero)), True
-    return analyzer.simplify(at(zero) + 1), False
+        return analyzer.simplify(zero - replaced(over, v, zero)), True
+    return analyzer.simplify(replaced(over, v, zero) + 1), False

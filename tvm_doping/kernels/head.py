@@ -19,7 +19,7 @@ from tvm_doping.heads import Head
 from tvm_doping.kernels.activations import exp
 from tvm_doping.kernels.emit import Buffer, Expr, load, splat, store
 from tvm_doping.kernels.plan import Config
-from tvm_doping.kernels.scope import SLACK, Scope
+from tvm_doping.kernels.scope import Scope, padded
 from tvm_doping.kernels.streams import Streams, for_each, row
 
 # Vectors of y that one comparison skips: hardly any block holds one of the k largest, once the first blocks have been seen.
@@ -79,7 +79,7 @@ def prim_func(head: Head, columns: int, config: Config, name: str = "head") -> t
         T.evaluate(again[0, 0])
 
         def run(streams: Streams) -> None:
-            y = T.alloc_buffer(((columns + SLACK) * streams.width,), "float32")
+            y = padded(columns, streams.width)
             scope = Scope(z=y, y=y, arrays={}, config=config, width=streams.width)
             streams.gather(row(x)[0], y, columns)
             for buffer, result in zip(emit(head, columns, scope), results, strict=True):

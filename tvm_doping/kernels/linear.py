@@ -17,7 +17,7 @@ from tvm_doping.kernels import head as heads
 from tvm_doping.kernels import product
 from tvm_doping.kernels.emit import SHARED, region
 from tvm_doping.kernels.plan import LinearPlan
-from tvm_doping.kernels.scope import SLACK, Scope
+from tvm_doping.kernels.scope import Scope, padded
 from tvm_doping.kernels.streams import Streams, for_each, row
 
 
@@ -54,11 +54,8 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
         ]
 
         def run(streams: Streams) -> None:
-            inner = T.alloc_buffer(((plan.inputs + SLACK) * streams.width,), "float32")
-            outer = T.alloc_buffer(((plan.outputs + SLACK) * streams.width,), "float32")
-            scratch = T.alloc_buffer(
-                (max(1, product.scratch(plan.product, plan.config, streams.width)),), "float32"
-            )
+            inner, outer = (padded(count, streams.width) for count in (plan.inputs, plan.outputs))
+            scratch = product.scratch((plan.product,), plan.config, streams.width)
             scope = Scope(
                 z=inner, y=outer, arrays=packed, config=plan.config, scratch=scratch, width=streams.width
             )

@@ -22,7 +22,7 @@ from tvm_doping.kernels import product
 from tvm_doping.kernels.activations import sigmoid, sigmoid_tanh
 from tvm_doping.kernels.emit import LINES, SHARED, Buffer, Expr, copy, load, region, split, store
 from tvm_doping.kernels.plan import LstmPlan
-from tvm_doping.kernels.scope import SLACK, Scope
+from tvm_doping.kernels.scope import Scope, padded
 from tvm_doping.kernels.streams import Streams, for_each, row
 
 
@@ -91,8 +91,8 @@ class _Layer:
     def run(self, streams: Streams) -> None:
         """All T steps of some streams."""
         hidden, width = self.plan.hidden, streams.width
-        x, h, c = (self.buffer(count, width) for count in (self.plan.inputs, hidden, hidden))
-        gates, scratch = self.buffer(4 * hidden, width), self.scratch(width)
+        x, h, c = (padded(count, width) for count in (self.plan.inputs, hidden, hidden))
+        gates, scratch = padded(4 * hidden, width), self.scratch(width)
         ahead = _Ahead(self) if width == 1 and self.plan.config.steps else None
 
         def finish(t: Expr) -> None:
@@ -152,13 +152,7 @@ class _Layer:
         return Scope(z=z, y=y, arrays=arrays, config=self.plan.config, scratch=scratch, width=width)
 
     def scratch(self, width: int) -> Buffer:
-        products = (self.plan.input, self.plan.recurrent)
-        size = max(product.scratch(p, self.plan.config, width) for p in products)
-        return T.alloc_buffer((max(1, size),), "float32")
-
-    @staticmethod
-    def buffer(rows: int, width: int) -> Buffer:
-        return T.alloc_buffer(((rows + SLACK) * width,), "float32")
+        return product.scratch((self.plan.input, self.plan.recurrent), self.plan.config, width)
 
 
 class _Ahead:
@@ -167,7 +161,7 @@ class _Ahead:
     def __init__(self, layer: _Layer) -> None:
         plan = layer.plan
         self.layer, self.rows, width = layer, 4 * plan.hidden, plan.config.steps
-        self.x, self.tile = layer.buffer(plan.inputs, width), layer.buffer(self.rows, width)
+        self.x, self.tile = padded(plan.inputs, width), padded(self.rows, width)
         self.scratch = layer.scratch(width)
         self.projected = T.alloc_buffer((width, self.rows), "float32")
 

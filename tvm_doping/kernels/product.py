@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +41,11 @@ def emit(product: Product, scope: Scope) -> None:
     sparse.emit(product, scope)
 
 
-def scratch(product: Product, config: Config, width: int) -> int:
-    """How many values the scope's scratch has to hold."""
-    part = product.part
-    return 0 if part.kind == "zero" else int(_ROOM[part.kind].scratch(part, config, width))
+def scratch(products: Sequence[Product], config: Config, width: int) -> Buffer:
+    """The scope's scratch for any of the products."""
+    parts = [product.part for product in products if product.part.kind != "zero"]
+    size = max((int(_ROOM[part.kind].scratch(part, config, width)) for part in parts), default=0)
+    return T.alloc_buffer((max(1, size),), "float32")
 
 
 def parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, Buffer]:

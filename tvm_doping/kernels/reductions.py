@@ -14,6 +14,7 @@ import tvm_ffi
 
 from tvm_doping._tvm import tirx, tvm
 from tvm_doping.kernels.emit import Buffer, Expr
+from tvm_doping.kernels.trees import found, replaced, uses
 
 # Vectors whose sums do not wait for each other: an addition takes four cycles.
 _PARTS = 4
@@ -56,11 +57,11 @@ def _across(loop: Any, lanes: int) -> Any:
     """A reduction into one place over consecutive values."""
     step = _sum(loop.body)
     k, extent = loop.loop_var, loop.extent
-    if step is None or _uses(step.index, k) or not _consecutive(step.term, k):
+    if step is None or any(uses(index, k) for index in step.index) or not _consecutive(step.term, k):
         return loop
     if isinstance(extent, tirx.IntImm) and int(extent) < 2 * lanes:
         return loop
-    kind = k.ty.dtype if hasattr(k.ty, "dtype") else k.dtype
+    kind = k.ty.dtype
     parts = [tirx.decl_buffer((lanes,), "float32", f"part{i}") for i in range(_PARTS)]
 
     def vector(value: Callable[[Expr], Any]) -> Any:
@@ -106,13 +107,17 @@ def _jammed(loop: Any, inner: Any) -> Any:
     """A reduction into each of many places, one after the other."""
     step = _sum(inner.body)
     k, extent = loop.loop_var, loop.extent
-    if step is None or inner.kind != tirx.ForKind.SERIAL or _uses([*step.index, inner.extent, inner.min], k):
+    if (
+        step is None
+        or inner.kind != tirx.ForKind.SERIAL
+        or any(uses(e, k) for e in (*step.index, inner.extent, inner.min))
+    ):
         return loop
     few = isinstance(extent, tirx.IntImm) and int(extent) <= _FEW
     terms = int(extent) if few else _TERMS
     if terms < 2:
         return loop
-    kind = k.ty.dtype if hasattr(k.ty, "dtype") else k.dtype
+    kind = k.ty.dtype
     block = tirx.Var("block", kind)
     body = step.store(*(replaced(step.term, k, block * terms + i) for i in range(terms)))
     blocks = tirx.floordiv(extent, terms)
@@ -130,7 +135,7 @@ def _sum(stmt: Any) -> Sum | None:
             isinstance(old, tvm.ir.TensorLoad)
             and old.source.same_as(stmt.buffer)
             and tvm_ffi.structural_equal(list(old.indices), list(stmt.indices))
-            and not any(load.source.same_as(stmt.buffer) for load in _found(term, tvm.ir.TensorLoad))
+            and not any(load.source.same_as(stmt.buffer) for load in found(term, tvm.ir.TensorLoad))
         ):
             return Sum(buffer=stmt.buffer, index=list(stmt.indices), term=term, combine=type(stmt.value))
     return None
@@ -140,32 +145,16 @@ def _consecutive(term: Expr, k: Any) -> bool:
     """Whether every load of the term moves by one value, or none, with k, and one does."""
     analyzer = tvm.sym.Analyzer()
     strides = set()
-    for load in _found(term, tvm.ir.TensorLoad):
+    for load in found(term, tvm.ir.TensorLoad):
         (index,) = load.indices
         stride = analyzer.simplify(replaced(index, k, k + 1) - index)
         strides.add(int(stride) if isinstance(stride, tirx.IntImm) else None)
     return strides <= {0, 1} and 1 in strides
 
 
-def _found(root: Any, kind: type) -> list[Any]:
-    found: list[Any] = []
-    tvm_ffi.structural_walk(root, (kind, lambda node: found.append(node)))
-    return found
-
-
-def _uses(exprs: list[Expr], var: Any) -> bool:
-    return any(used.same_as(var) for expr in exprs for used in _found(expr, tirx.Var))
-
-
-def replaced(expr: Expr, var: Any, value: Expr) -> Expr:
-    """The expression with the value in place of the variable; what it binds itself gets names of its own."""
-    return tvm_ffi.structural_map(expr, (tirx.Var, lambda v: value if v.same_as(var) else v))
-
-
 def _rest(loop: Any, done: Expr) -> Any:
     """The loop from `done` on."""
-    kind = str(done.ty.dtype) if hasattr(done.ty, "dtype") else str(done.dtype)
-    var = tirx.Var("rest", kind)
+    var = tirx.Var("rest", str(done.ty.dtype))
     return _serial(var, loop.extent - done, replaced(loop.body, loop.loop_var, done + var))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tvm_doping._tvm import T
 from tvm_doping.kernels.emit import Buffer, Expr, add, load
 from tvm_doping.kernels.plan import Config
 
@@ -14,7 +15,7 @@ class Scope:
     """y += W z for one stream (width 1) or for a tile of `width` streams, one a lane: z[k * width + stream].
 
     z   the concatenated input, with at least `SLACK` floats behind its last column: vector loads may run over.
-    scratch  room for `product.scratch` values between two products, common to the threads, contents undefined.
+    scratch  of `product.scratch`: room for values between two products, common to the threads, contents undefined.
     y   the output, with at least `SLACK` rows behind its last one: padded rows add zeros there.
     """
 
@@ -50,3 +51,8 @@ class Scope:
 
 # One full vector of the widest target, twice over: a row tail plus a whole padded stripe (32 columns).
 SLACK = 64
+
+
+def padded(count: int, width: int) -> Buffer:
+    """A buffer for z or y of `width` streams, its slack included."""
+    return T.alloc_buffer(((count + SLACK) * width,), "float32")

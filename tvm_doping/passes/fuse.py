@@ -60,15 +60,17 @@ def _kernel(operator: str, args: list[Any]) -> tuple[Any, list[Any]]:
     arrays = dict(zip(layer["arrays"], (array_of(a) for a in args[-len(layer["arrays"]) :]), strict=True))
     plan = json.dumps(layer["plan"])
     function = _KERNELS[operator](plan, arrays)
+    texts = {REPORT: json.dumps(layer["report"]), ARRAYS: json.dumps(layer["arrays"])}
+    return finished(function.with_attr(texts)), args[1:]
+
+
+def finished(kernel: Any) -> Any:
+    """A kernel's function as the module takes it, which no later pass changes."""
     attributes = {
-        REPORT: json.dumps(layer["report"]),
-        ARRAYS: json.dumps(layer["arrays"]),
         "tirx.is_scheduled": True,  # or the schedules of Lower would change it
         "op_pattern": _OPAQUE,  # or FuseOps would look into it
     }
-    for key, value in attributes.items():
-        function = function.with_attr(key, value)
-    return function.without_attr("global_symbol"), args[1:]
+    return kernel.with_attr(attributes).without_attr("global_symbol")
 
 
 def _unique(layer: str, taken: set[str]) -> str:

@@ -11,10 +11,9 @@ from tvm_doping.kernels import head as heads
 from tvm_doping.kernels.plan import Config
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.evaluate import is_fixed
+from tvm_doping.passes.fuse import finished
 from tvm_doping.passes.match_head import head_of, shaped
 from tvm_doping.passes.naming import bound
-
-_OPAQUE = 8
 
 
 class LowerHeads:
@@ -63,7 +62,4 @@ class LowerHeads:
         # A row that fills vectors is taken alone; shorter ones side by side, one a lane.
         tile = 0 if columns >= self.lanes else self.lanes
         config = Config(lanes=self.lanes, registers=16, tile=tile, tile_from=2)
-        function = heads.prim_func(head, columns, config)
-        for key, value in {"tirx.is_scheduled": True, "op_pattern": _OPAQUE}.items():
-            function = function.with_attr(key, value)
-        return function.without_attr("global_symbol")
+        return finished(heads.prim_func(head, columns, config))
