@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -35,19 +35,15 @@ from tvm_doping.models.checks import check_model
 from tvm_doping.models.doping import doped_weights, original
 from tvm_doping.passes import REPORT, Context, Pack, pipeline, run_passes
 from tvm_doping.records import Book
+from tvm_doping.references import SEED, Arrays, reference_run, reference_runs
 from tvm_doping.rounding import Rounded, long_inputs, measure
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import PRECISIONS, Precision
 from tvm_doping.targets import Target, missing_features, resolve
 
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
-Arrays = dict[str, np.ndarray]
 
 _PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch", "numpy": "numpy"}
-# (T, N) of the comparisons with PyTorch beside the example itself: one step and many of one stream, and enough
-# streams to fill the widest tile and leave a remainder; each takes another way through the kernels.
-_COMPARED = ((1, 1), (37, 1), (2, 19))
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -207,14 +203,14 @@ def lower(
         dump,
         observe=lambda run, after: packed.append(after) if isinstance(run, Pack) else None,
     )
-    golden = _reference_run(imported, _golden_inputs(imported))
-    runs = [golden, *_more_runs(imported, golden)]
+    runs = reference_runs(imported)
+    golden = runs[0]
     layers = _layers(mod)
     precision_error: dict[str, dict[str, float]] = {}
     if precision != "exact":
         rounded = Rounded(packed[0], imported.signature, machine)
-        inputs = long_inputs(imported.signature, golden, _SEED)
-        exact = runs if inputs is None else [*runs, _reference_run(imported, inputs)]
+        inputs = long_inputs(imported.signature, golden, SEED)
+        exact = runs if inputs is None else [*runs, reference_run(imported, inputs)]
         runs = [rounded(run) for run in exact]
         precision_error, golden = measure(exact, runs), runs[0]
         if any(ROUNDING.intersection(layer["format"].split(", ")) for layer in layers):
@@ -315,60 +311,6 @@ def _compression(
     return {
         "by_parameters": (total["dense_parameters"] + others) / max(1, total["parameters"] + others),
         "by_bytes": (total["dense_bytes"] + other) / max(1, total["bytes"] + other),
-    }
-
-
-def _golden_inputs(imported: Imported) -> Arrays:
-    """The example, and a state that is not zero: a zero one would hide what is done with it."""
-    random, arrays = np.random.default_rng(_SEED), dict(imported.example)
-    sizes = _sizes(imported.signature, arrays)
-    for spec in imported.signature.state:
-        if spec.name not in arrays:
-            shape = [sizes.get(d, 1) if isinstance(d, str) else d for d in spec.shape]
-            arrays[spec.name] = (0.5 * random.standard_normal(shape)).astype(spec.dtype)
-    return arrays
-
-
-def _reference_run(imported: Imported, arrays: Arrays) -> Arrays:
-    """Inputs, state, outputs and new state of a run by PyTorch, and the scores of indices, named as golden values are."""
-    outputs, state, scores = imported.reference.run(arrays)
-    names = {
-        **{spec.name: f"input.{spec.name}" for spec in imported.signature.inputs},
-        **{spec.name: f"state.{spec.name}" for spec in imported.signature.state},
-    }
-    return {
-        **{names[name]: np.ascontiguousarray(array) for name, array in arrays.items()},
-        **{f"output.{name}": array for name, array in outputs.items()},
-        **{f"new_state.{name}": array for name, array in state.items()},
-        **{f"scores.{name}": array for name, array in scores.items()},
-    }
-
-
-def _more_runs(imported: Imported, golden: Arrays) -> Iterator[Arrays]:
-    """Runs of other sizes, made by repeating the example along its symbolic axes, or cutting it."""
-    given = {
-        spec.name: golden[f"{group}.{spec.name}"]
-        for group, specs in (("input", imported.signature.inputs), ("state", imported.signature.state))
-        for spec in specs
-    }
-    specs = {spec.name: spec for spec in (*imported.signature.inputs, *imported.signature.state)}
-    for steps, streams in _COMPARED:
-        arrays = {}
-        for name, array in given.items():
-            for axis, symbol in enumerate(specs[name].shape):
-                if symbol in ("T", "N"):
-                    at = np.arange(steps if symbol == "T" else streams) % array.shape[axis]
-                    array = np.take(array, at, axis=axis)
-            arrays[name] = array
-        yield _reference_run(imported, arrays)
-
-
-def _sizes(signature: Signature, arrays: Arrays) -> dict[str, int]:
-    return {
-        symbol: size
-        for spec in signature.inputs
-        for symbol, size in zip(spec.shape, arrays[spec.name].shape, strict=True)
-        if isinstance(symbol, str)
     }
 
 
