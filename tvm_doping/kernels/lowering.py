@@ -16,6 +16,7 @@ from tvm_doping.kernels.blocks import order_loops
 from tvm_doping.kernels.conditions import split_at_conditions
 from tvm_doping.kernels.mathematics import replace_calls
 from tvm_doping.kernels.reductions import vectorize_reductions
+from tvm_doping.kernels.stores import sort_stores
 
 # LLVM splits a vector that is wider than the target's, and shorter ones leave wider registers empty.
 _LANES = 8
@@ -41,7 +42,7 @@ def in_vectors(mod: Any) -> Any:
     LLVM does the most: whole loops in vectors with their tails, for any extents. It needs loops in the order of memory, no
     calls of libm, no conditions on the loop's variable; and sums it may not reorder, so that is done here.
     """
-    functions = {gv: order_loops(f) for gv, f in mod.functions_items()}
+    functions = {gv: order_loops(sort_stores(f)) for gv, f in mod.functions_items()}
     mod = tvm.transform.Sequential(_loop_passes())(tvm.IRModule(functions, attrs=mod.attrs))
     # Calls are replaced last: what they become binds variables, which a copy of it would bind twice.
     functions = {
