@@ -24,8 +24,8 @@ def make(folder: Path) -> None:
     import tvm_doping
 
     torch.manual_seed(0)
-    sizes = {"vocab": 60, "embedding": 32, "hidden": 32, "layers": 2}
-    language = dope(LanguageModel(**sizes), compression=6, modules=["lstm.*", "output"])
+    language = LanguageModel(vocab=60, embedding=32, hidden=32, layers=2)
+    dope(language, compression=6, modules=["lstm.*", "output"])
     tvm_doping.compile(language.eval(), "x86-64-v3", threads=2).save(folder / "language")
     tvm_doping.compile(plain(bidirectional=True), "x86-64-v4", head="top_k:3", batch=8).save(
         folder / "tagger"
