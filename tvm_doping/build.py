@@ -24,11 +24,12 @@ from tvm_doping._threads import MOST, check_threads, open_pool
 from tvm_doping._tvm import relax, tensor, tvm
 from tvm_doping.bundle import Bundle
 from tvm_doping.comparing import difference
+from tvm_doping.cross import compiler
 from tvm_doping.errors import DopingError, InvalidInput
 from tvm_doping.frontend import Imported, Signature, headed, import_model
 from tvm_doping.heads import Head
 from tvm_doping.kernels.lowering import TIR_PIPELINE
-from tvm_doping.kernels.pool import pool_objects
+from tvm_doping.kernels.pool import export
 from tvm_doping.kernels.sparse import ROUNDING
 from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
@@ -186,6 +187,7 @@ def lower(
         check_model(model)
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
+    linker = compiler(machine)  # before what takes seconds: it may be missing
     imported = _imported(model, example, wanted, tolerance)
     context = Context(
         target=machine,
@@ -221,7 +223,7 @@ def lower(
     executable = relax.build(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
     with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
         path = Path(folder) / "lib.so"
-        executable.export_library(str(path), addons=pool_objects(mod, Path(folder)))
+        export(executable, mod, path, linker)
         library = Library(path.read_bytes())
         # What is compared is the library itself: running the executable would generate all its code once more.
         if not missing_features(machine.features):

@@ -1,8 +1,8 @@
 """Targets: the machines that code is made for, and the detection of this one.
 
-A target names an instruction set by its x86-64 psABI level, and what it has beyond one; it knows what the
-schedules ask of a machine: how many fp32 lanes a register has, and how large its caches are. Importing this
-module loads neither torch nor TVM.
+A target is an x86-64 psABI level and what it has beyond one, or an Arm core; it knows what the schedules ask of a
+machine: how many fp32 lanes a register has, and how large its caches are. Importing this module loads neither torch
+nor TVM.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_doping.cpu import ARM_CORES, arm_cores, cache_bytes, cpu_features, cpu_name
 from tvm_doping.errors import TargetError
 
 if TYPE_CHECKING:
     from tvm.target import Target as TvmTarget
+
+__all__ = ["DETECT", "TARGETS", "Target", "cpu_features", "cpu_name", "detect", "missing_features", "resolve"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -32,6 +33,12 @@ _V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 # No level of the psABI has the bfloat16 instructions: Zen 4, Cooper Lake, Sapphire Rapids and later have them.
 _V4_BF16 = (*_V4, "avx512_bf16")
 
+# Of Arm's features those that LLVM may use for the core, not all that it has: the optional cryptography is left out.
+_ARMV8 = ("asimd", "fp")
+_ARMV8_2 = (*_ARMV8, "asimddp", "asimdhp", "asimdrdm", "atomics", "fphp", "lrcpc")
+_SVE = (*_ARMV8_2, "asimdfhm", "bf16", "fcma", "i8mm", "jscvt", "sve", "svebf16", "svei8mm")
+_M1 = (*_ARMV8_2, "asimdfhm", "fcma", "jscvt")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -39,6 +46,7 @@ class Target:
 
     name      how users and bundles call it;
     mcpu      LLVM's name of the CPU; mattr: LLVM features added or taken away;
+    triple    architecture, system and ABI, as LLVM and cross compilers name them;
     features  what the CPU must have, as /proc/cpuinfo names it: a bundle asks for all of them before its code
               is loaded;
     lanes     fp32 values in one vector register;
@@ -50,6 +58,7 @@ class Target:
     name: str
     mcpu: str
     mattr: tuple[str, ...] = ()
+    triple: str = "x86_64-linux-gnu"
     features: tuple[str, ...]
     lanes: int
     detected: bool = True
@@ -62,13 +71,33 @@ class Target:
         """Whether code for this target may rely on the CPU feature (a /proc/cpuinfo name)."""
         return feature in self.features
 
+    @property
+    def arch(self) -> str:
+        """The instruction set architecture, "x86_64", "aarch64" or "arm64" (which is Apple's word for aarch64)."""
+        return self.triple.partition("-")[0]
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this machine needs a cross compiler to link for it."""
+        return (self.arch, "linux" in self.triple) != (platform.machine(), platform.system() == "Linux")
+
     def tvm(self) -> TvmTarget:
         """The same target as TVM takes it. Imports TVM."""
         from tvm.target import Target as TvmTarget
 
         # tuning needs num-cores; without it MetaSchedule refuses the target
         spec = {"kind": "llvm", "mcpu": self.mcpu, "mattr": list(self.mattr), "num-cores": self.cores}
+        if self.foreign:
+            spec["mtriple"] = self.triple
         return TvmTarget({key: value for key, value in spec.items() if value != []})
+
+
+def _neon(
+    name: str, features: tuple[str, ...], *, l1: int = 32 * KIB, l2: int = 1 * MIB, l3: int = 0
+) -> Target:
+    """A 64-bit Arm core, which LLVM calls by the same name."""
+    triple = "aarch64-linux-gnu"
+    return Target(name=name, mcpu=name, triple=triple, features=features, lanes=4, l1=l1, l2=l2, l3=l3)
 
 
 # prefer-no-gather: a hardware gather of 16 lanes takes 22 cycles on Zen 4, more than 16 loads.
@@ -95,6 +124,18 @@ TARGETS: dict[str, Target] = {
         detected=False,  # what its one format costs is predicted, and not measured on any such CPU
         l3=32 * MIB,
     ),
+    # Arm: of two that a chip has the later is preferred. NEON registers hold 4 lanes. The caches are those of the chip
+    # named, by its maker's data sheet; what several cores share counts whole.
+    "cortex-a53": _neon("cortex-a53", _ARMV8, l2=512 * KIB),  # BCM2837: Raspberry Pi 3
+    "cortex-a72": _neon("cortex-a72", _ARMV8),  # BCM2711: Raspberry Pi 4
+    "cortex-a76": _neon(
+        "cortex-a76", _ARMV8_2, l1=64 * KIB, l2=512 * KIB, l3=2 * MIB
+    ),  # BCM2712: Raspberry Pi 5
+    "neoverse-n1": _neon("neoverse-n1", _ARMV8_2, l1=64 * KIB, l3=32 * MIB),  # AWS Graviton2
+    "neoverse-v1": _neon("neoverse-v1", _SVE, l1=64 * KIB, l3=32 * MIB),  # AWS Graviton3
+    "apple-m1": replace(  # its fast cores
+        _neon("apple-m1", _M1, l1=128 * KIB, l2=12 * MIB), triple="arm64-apple-macos11", detected=False
+    ),
 }
 DETECT = ("auto", "native")
 
@@ -119,18 +160,22 @@ def resolve(target: str | Target = "auto") -> Target:
 
 
 def detect() -> Target:
-    """The highest level whose features this CPU all has, with this machine's cores and caches."""
+    """The target that suits this CPU best and whose features it all has, with this machine's cores and caches.
+
+    x86-64: the highest level. Arm: by the cores' part numbers, of several kinds (big.LITTLE) the fastest; the features
+    must be those of all cores, as a thread may run on any.
+    """
     have = cpu_features()
-    for row in reversed(TARGETS.values()):
-        if row.detected and have.issuperset(row.features):
-            l1, l2, l3 = (_cache_bytes(level) for level in (1, 2, 3))
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            return replace(
-                row, cores=cores, l1=l1 or row.l1, l2=l2 or row.l2, l3=row.l3 if l3 is None else l3
-            )
+    able = [row for row in TARGETS.values() if row.detected and have.issuperset(row.features)]
+    if able:
+        meant = {ARM_CORES[core][1] for core in arm_cores() if core in ARM_CORES}
+        row = next((row for row in reversed(able) if row.name in meant), _unknown(able))
+        l1, l2, l3 = (cache_bytes(level) for level in (1, 2, 3))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return replace(row, cores=cores, l1=l1 or row.l1, l2=l2 or row.l2, l3=row.l3 if l3 is None else l3)
     raise TargetError(
         "target 'auto'",
-        f"an x86-64 CPU on Linux with at least {', '.join(_V2)}",
+        f"Linux on an x86-64 CPU with at least {', '.join(_V2)}, or on a 64-bit Arm CPU with {', '.join(_ARMV8)}",
         f"{platform.machine()} on {platform.system()} with {' '.join(sorted(have)) or 'no features to read'}",
         "Name the target to compile for, e.g. x86-64-v3.",
     )
@@ -141,55 +186,8 @@ def missing_features(features: tuple[str, ...] | list[str]) -> list[str]:
     return sorted(set(features) - cpu_features())
 
 
-@lru_cache(maxsize=1)
-def cpu_features(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
-    """What this CPU can do, as /proc/cpuinfo names it: the flags that all cores share; empty without such a
-    file.
-    """
-    try:
-        lines = Path(cpuinfo).read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    rows = [
-        line.partition(":")[2].split()
-        for line in lines
-        if line.partition(":")[0].strip() in ("flags", "Features")
-    ]
-    return frozenset.intersection(*map(frozenset, rows)) if rows else frozenset()
-
-
-def cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
-    """The CPU's name as its maker gives it, for reports."""
-    try:
-        lines = Path(cpuinfo).read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _cache_bytes(level: int, root: str = "/sys/devices/system/cpu/cpu0/cache") -> int | None:
-    """Bytes of the data (or unified) cache of that level: sysfs, else libc; None where neither says."""
-    found = False
-    for index in sorted(Path(root).glob("index[0-9]*")):
-        try:
-            fields = [(index / name).read_text().strip() for name in ("level", "type", "size")]
-        except OSError:
-            continue
-        found = True
-        if fields[0] == str(level) and fields[1] != "Instruction":
-            return _size(fields[2])
-    if found:
-        return 0  # sysfs lists the caches, and this one is not among them
-    names = {1: "SC_LEVEL1_DCACHE_SIZE", 2: "SC_LEVEL2_CACHE_SIZE", 3: "SC_LEVEL3_CACHE_SIZE"}
-    try:
-        return os.sysconf(names[level]) or None
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _size(text: str) -> int:
-    """Bytes of a size as sysfs writes it: 48K, 32M or plain digits."""
-    scale = {"K": KIB, "M": MIB, "G": KIB * MIB}.get(text[-1:].upper(), 1)
-    digits = text if scale == 1 else text[:-1]
-    return int(digits) * scale
+def _unknown(able: list[Target]) -> Target:
+    """For a CPU that no part number names: the highest level, of Arm's the middle-sized core with most of its features."""
+    most = max(len(row.features) for row in able)
+    same = [row for row in able if len(row.features) == most]
+    return next((row for row in same if row.name in ("cortex-a72", "cortex-a76")), same[-1])

@@ -15,7 +15,9 @@ def targets() -> None:
     out = console()
     rows = table("", "target", ">lanes", ">L1", ">L2", ">L3", "runs here", "features beyond the level before")
     before: set[str] = set()
+    arch = ""
     for row in known.TARGETS.values():
+        before, arch = before if row.arch == arch else set(), row.arch
         missing = known.missing_features(row.features)
         rows.add_row(
             row.name,

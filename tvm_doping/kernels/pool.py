@@ -1,4 +1,4 @@
-"""The C code that runs a kernel's regions on the threads of a session, compiled for the library that needs it."""
+"""Libraries, and the C code that they are linked with: it runs a kernel's regions on the threads of a session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from tvm_doping.kernels.emit import SHARED
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-def pool_objects(mod: Any, folder: Path) -> list[str]:
+def export(executable: Any, mod: Any, path: Path, compiler: str | None = None) -> None:
+    """Link what `mod` was compiled to, an executable, into the library `path`; compiler: for another machine than this
+    (`cross.compiler`).
+    """
+    link = {} if compiler is None else {"cc": compiler}
+    executable.export_library(str(path), addons=pool_objects(mod, path.parent, compiler), **link)
+
+
+def pool_objects(mod: Any, folder: Path, compiler: str | None = None) -> list[str]:
     """The object files that a module's library is linked with: that of pool.c, where a function of it has the attribute SHARED.
 
     Raises DopingError where the compiler that links libraries cannot compile it.
@@ -21,7 +29,7 @@ def pool_objects(mod: Any, folder: Path) -> list[str]:
     if not any(f.attrs and f.attrs.get(SHARED) for _, f in mod.functions_items()):
         return []
     target = folder / "pool.o"
-    compiler = tvm.support.cc.get_cc()
+    compiler = compiler or tvm.support.cc.get_cc()
     command = [compiler, "-x", "c", "-std=c11", "-O2", "-fPIC", "-c", str(SOURCE), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

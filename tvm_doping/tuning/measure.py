@@ -17,10 +17,11 @@ import numpy as np
 from tvm_doping._threads import open_pool
 from tvm_doping._tvm import tvm
 from tvm_doping.arrays import aligned_copy, aligned_zeros
+from tvm_doping.cross import compiler
 from tvm_doping.errors import DopingError
 from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
 from tvm_doping.kernels.lowering import TIR_PIPELINE
-from tvm_doping.kernels.pool import pool_objects
+from tvm_doping.kernels.pool import export
 from tvm_doping.structures import Structure
 from tvm_doping.targets import Target
 from tvm_doping.tuning.device import Device, Local, Remote
@@ -173,7 +174,7 @@ def _build(
     mod = tvm.IRModule({_NAME: function})
     executable = tvm.compile(mod, target=target.tvm(), tir_pipeline=TIR_PIPELINE)
     fresh = path.with_name(f"{os.getpid()}-{path.name}")
-    executable.export_library(str(fresh), addons=pool_objects(mod, path.parent))
+    export(executable, mod, fresh, compiler(target))
     os.replace(fresh, path)  # two workers may build the one that is kept
     return arrays, path
 
