@@ -18,7 +18,7 @@ PACKAGE = Path(tvm_doping.__file__).parent
 # From top to bottom; the rooms of one line are one level and may know each other. A bundle knows how to be
 # stored and run, not how it is made, so it stands above `build`, which makes one.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "arrays", "text", "places", "heads", "comparing"),
+    ("errors", "arrays", "text", "places", "heads", "comparing", "strict_json"),
     ("structures",),
     ("sparsity",),
     ("checkpoint",),
@@ -30,6 +30,11 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("passes",),
     (
         "bundle",
+        "bundle_files",
+        "document",
+        "elf",
+        "fitting",
+        "verifying",
         "manifest",
         "signature",
         "golden",
@@ -61,7 +66,13 @@ ONLY: dict[str, set[str]] = {
     "cpu": set(),
     "cross": set(),
     "records": {"pydantic"},
-    "bundle": {"numpy", "safetensors", "pydantic"},
+    "strict_json": set(),
+    "bundle": {"numpy"},
+    "bundle_files": {"numpy", "safetensors", "pydantic"},
+    "document": {"numpy", "pydantic"},
+    "elf": set(),
+    "fitting": set(),
+    "verifying": {"numpy"},
     "manifest": {"pydantic"},
     "signature": {"numpy"},
     "golden": {"numpy"},

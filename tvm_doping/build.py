@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -40,7 +40,7 @@ from tvm_doping.references import SEED, Arrays, reference_run, reference_runs
 from tvm_doping.rounding import Rounded, long_inputs, measure
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import PRECISIONS, Precision
-from tvm_doping.targets import Target, missing_features, resolve
+from tvm_doping.targets import Target, missing_features, resolve, several
 
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
 
@@ -94,7 +94,7 @@ class Compiled:
 
 def compile(
     model: Model,
-    target: str | Target = "auto",
+    target: str | Target | Sequence[str | Target] = "auto",
     *,
     example: Any = None,
     batch: int = 1,
@@ -108,14 +108,15 @@ def compile(
 ) -> Bundle:
     """Compile a trained model (a run folder, an nn.Module or an ExportedProgram) into a bundle.
 
-    target     a name, or "auto": this machine;
+    target     a name, or "auto": this machine; or several: the bundle then holds code for each, and the best that a CPU can run
+               is taken where it is loaded;
     example    inputs to trace the model with, a tuple; guessed from the model if left out;
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
     head       what is wanted of the model's first output, its logits (..., V), and returned in their place: "argmax",
                "log_softmax", "softmax" or "top_k:K" (values, then indices), computed in the kernel of the layer that makes them;
     threads    threads of a session to be fast for: layers that are worth it share their work (with 1: none); any number then
                runs, with the same results;
-    dump       a folder that gets the IR after each pass;
+    dump       a folder that gets the IR after each pass; of several targets a folder in it for each;
     precision  how low the stored values of weights may go, "exact" (fp32), "fp16", "bf16" or "int8"; arithmetic is fp32
                whatever is stored, but for the format perm64; what it costs is measured and stands in the manifest
                (`precision_error`);
@@ -130,28 +131,33 @@ def compile(
     Raises UnsupportedModel for what cannot be imported, ScheduleError for a forced choice that no schedule
     accepts, DopingError where compiled code and PyTorch differ by more than the tolerance.
     """
-    compiled = lower(
-        model,
-        target,
-        example=example,
-        batch=batch,
-        head=head,
-        threads=threads,
-        dump=dump,
-        precision=precision,
-        force=force,
-        records=records,
-        tolerance=tolerance,
-    )
+    targets = several(target)
     if not isinstance(model, str | os.PathLike):
-        return Bundle.from_compiled(compiled, name=type(model).__name__)
-    config = checkpoint.read_config(model)
-    return Bundle.from_compiled(
-        compiled,
-        name=Path(model).resolve().name,
-        vocabulary=tuple(config.get("vocabulary") or ()),
-        tokens=config.get("tokens"),
-    )
+        about: dict[str, Any] = {"name": type(model).__name__}
+    else:
+        config = checkpoint.read_config(model)
+        about = {
+            "name": Path(model).resolve().name,
+            "vocabulary": tuple(config.get("vocabulary") or ()),
+            "tokens": config.get("tokens"),
+        }
+    bundles = []
+    for machine in targets:
+        compiled = lower(
+            model,
+            machine,
+            example=example,
+            batch=batch,
+            head=head,
+            threads=threads,
+            dump=dump if dump is None or len(targets) == 1 else Path(dump) / machine.name,
+            precision=precision,
+            force=force,
+            records=records,
+            tolerance=tolerance,
+        )
+        bundles.append(Bundle.from_compiled(compiled, **about))
+    return bundles[0] if len(bundles) == 1 else Bundle.join(bundles)
 
 
 def lower(

@@ -1,66 +1,68 @@
-"""The bundle, which is what is deployed: a folder with a library, its weights, and what both need.
-
-    bundle.json            the manifest: what the other files are, and what they need of a machine
-    lib.so                 the compiled model: a TVM Relax executable
-    weights.safetensors    the packed weights, in the order the manifest lists
-    golden.safetensors     one run: "input.NAME", "state.NAME" before, "output.NAME", "new_state.NAME" after, and
-                           "scores.NAME", by which an output that is indices was chosen
-    vocabulary.json        language models only: the list of tokens, by index
+"""The bundle, which is what is deployed: a folder with a model's code for one target or several, its weights, and what both need
+(bundle_files.py lists the files).
 
 Reading a bundle checks all of it before any of its code runs. Imports neither torch nor TVM.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_tensors
 
 from tvm_doping.arrays import aligned_copy
+from tvm_doping.bundle_files import (
+    GOLDEN,
+    MANIFEST,
+    VOCABULARY,
+    WEIGHTS,
+    check_file,
+    check_finite,
+    number,
+    read_bytes,
+    read_document,
+    read_tensors,
+    read_vocabulary,
+    record_of,
+    tensor_file,
+    write_document,
+)
+from tvm_doping.document import Document, share, stored_keys
 from tvm_doping.errors import BundleError, InvalidInput
-from tvm_doping.manifest import FORMAT_VERSION, FileRecord, Manifest
+from tvm_doping.fitting import best_first, check_machine, choose_variant
+from tvm_doping.golden import check_golden
+from tvm_doping.manifest import Manifest, Model
 from tvm_doping.places import check_writable
-from tvm_doping.targets import missing_features
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from tvm_doping.build import Compiled
     from tvm_doping.runtime import Session
 
-MANIFEST = "bundle.json"
 LIBRARY = "lib.so"
-WEIGHTS = "weights.safetensors"
-GOLDEN = "golden.safetensors"
-VOCABULARY = "vocabulary.json"
-_REQUIRED = (LIBRARY, WEIGHTS, GOLDEN)
-_LARGEST_MANIFEST = 64 * 2**20
-_AGAIN = "Copy the bundle again, or compile it anew."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
-    """A compiled model: in memory, or read from a folder.
+    """A compiled model: in memory, or read from a folder. Where it was compiled for several targets, the variant for one of
+    them, which knows of the others.
 
     manifest    shapes, state, target, layers, versions (manifest.Manifest);
-    library     the bytes of lib.so;
+    library     the bytes of the compiled code;
     weights     name -> array, 64-byte aligned, in the order `main` takes them;
     golden      "input.*", "state.*", "output.*", "new_state.*", "scores.*" -> array;
     vocabulary  tokens by index, or empty;
-    folder      where it was read from or saved to, if anywhere.
+    folder      where it was read from or saved to, if anywhere; file: its code there;
+    targets     the names of all targets, the best first;
+    others      the variants for the other targets, where they are in memory.
     """
 
     manifest: Manifest
@@ -69,15 +71,26 @@ class Bundle:
     golden: Mapping[str, np.ndarray]
     vocabulary: tuple[str, ...] = ()
     folder: Path | None = None
+    file: str = LIBRARY
+    targets: tuple[str, ...] = ()
+    others: tuple[Bundle, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", (self.manifest.target.name,))
 
     def __repr__(self) -> str:
         place = "in memory" if self.folder is None else str(self.folder)
-        return f"<Bundle {self.manifest.name!r} for {self.manifest.target.name}, {place}>"
+        several = f" (of {', '.join(self.targets)})" if len(self.targets) > 1 else ""
+        return f"<Bundle {self.manifest.name!r} for {self.manifest.target.name}{several}, {place}>"
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, any_machine: bool = False) -> Bundle:
+    def load(
+        cls, folder: str | os.PathLike[str], *, target: str = "auto", any_machine: bool = False
+    ) -> Bundle:
         """Read a bundle and check all of it; none of its code is loaded.
 
+        target: which variant of several; "auto" the best that this CPU can run (fitting.choose_variant).
         any_machine: also read bundles made for another CPU (to inspect them; they still make no session).
         Raises BundleError for anything missing, damaged, edited, too new, or made for another machine.
         """
@@ -85,27 +98,76 @@ class Bundle:
             raise InvalidInput(
                 "bundle", "the path of a folder", type(folder).__name__, "Give what `Bundle.save` wrote."
             )
-        folder = Path(folder).resolve()
-        manifest = _read_manifest(folder)
+        folder = _resolved(folder)
+        document = read_document(folder)
+        specs = [variant.target for variant in document.variants]
+        variant = document.variants[choose_variant(document.name, specs, target, any_machine=any_machine)]
+        manifest = document.manifest(variant)
         if not any_machine:
             check_machine(manifest)
-        contents = {name: _read_file(folder / name, record) for name, record in manifest.files.items()}
-        weights = _read_tensors(folder / WEIGHTS)
-        if sorted(weights) != sorted(manifest.weights):
-            raise BundleError(
-                str(folder / WEIGHTS),
-                f"{len(manifest.weights)} tensors as {MANIFEST} lists them",
-                f"{len(weights)}",
-                _AGAIN,
-            )
-        return cls(
+        small = {
+            name: read_bytes(folder, name, record)
+            for name, record in document.files.items()
+            if name in (variant.library, VOCABULARY)
+        }
+        for name, record in document.files.items():
+            if name not in small:
+                check_file(folder, name, record)
+        every = [stored_keys(getattr(v, group) for v in document.variants) for group in ("weights", "golden")]
+        weights = read_tensors(folder / WEIGHTS, variant.weights, every[0])
+        check_finite(folder / WEIGHTS, weights, [layer.name for layer in variant.layers])
+        bundle = cls(
             manifest=manifest,
-            library=contents[LIBRARY],
-            weights={name: weights[name] for name in manifest.weights},
-            golden=_read_tensors(folder / GOLDEN),
-            vocabulary=tuple(json.loads(contents[VOCABULARY])) if VOCABULARY in contents else (),
+            library=small[variant.library],
+            weights=weights,
+            golden=read_tensors(folder / GOLDEN, variant.golden, every[1]),
+            vocabulary=read_vocabulary(small[VOCABULARY], folder / VOCABULARY) if VOCABULARY in small else (),
             folder=folder,
+            file=variant.library,
+            targets=tuple(spec.name for spec in specs),
         )
+        check_golden(bundle)
+        return bundle
+
+    @classmethod
+    def join(cls, bundles: Sequence[Bundle]) -> Bundle:
+        """One bundle of several of the same model, each for another target: the variant that suits this machine best.
+
+        Raises BundleError where they differ in anything but their code and how its weights are packed.
+        """
+        parts = [part for bundle in bundles for part in bundle.variants]
+        parts = [parts[index] for index in best_first([part.manifest.target.name for part in parts])]
+        targets = tuple(part.manifest.target.name for part in parts)
+        for part in parts:
+            for field in Model.model_fields:
+                one, other = getattr(parts[0].manifest, field), getattr(part.manifest, field)
+                if one != other:
+                    raise BundleError(
+                        "bundles to join",
+                        f"the same {field}",
+                        f"{one} and {other}"[:400],
+                        "Join bundles of one model.",
+                    )
+        if len(set(targets)) != len(targets) or any(part.vocabulary != parts[0].vocabulary for part in parts):
+            raise BundleError(
+                "bundles to join", "one model, each for another target", ", ".join(targets), "Leave one out."
+            )
+        specs = [part.manifest.target for part in parts]
+        best = choose_variant(parts[0].manifest.name, specs, any_machine=True)
+        others = tuple(part for index, part in enumerate(parts) if index != best)
+        return replace(parts[best], targets=targets, others=others, folder=None, file=LIBRARY)
+
+    @property
+    def variants(self) -> tuple[Bundle, ...]:
+        """The bundle for each of its targets alone, the best first; those not in memory are read from the folder."""
+        known = {other.manifest.target.name: other for other in self.others}
+        known[self.manifest.target.name] = replace(self, targets=(), others=())
+        for name in self.targets:
+            if name not in known:
+                assert self.folder is not None
+                found = Bundle.load(self.folder, target=name, any_machine=True)
+                known[name] = replace(found, targets=())
+        return tuple(known[name] for name in self.targets)
 
     @classmethod
     def from_compiled(
@@ -130,14 +192,14 @@ class Bundle:
                 "no_stream": signature.no_stream,
                 "tolerance": compiled.tolerance,
                 "threads": compiled.threads,
-                "golden_error": _number(compiled.golden_error),
+                "golden_error": number(compiled.golden_error),
                 "precision": compiled.precision,
                 "precision_error": compiled.precision_error,
                 "versions": compiled.versions,
                 "weights": tuple(compiled.weights),
                 "layers": compiled.layers,
                 "compression": compiled.compression,
-                "metrics": {key: _number(value) for key, value in compiled.metrics.items()},
+                "metrics": {key: number(value) for key, value in compiled.metrics.items()},
                 "records": sorted(
                     {layer.get("plan", {}).get("record", "") for layer in compiled.layers} - {""}
                 ),
@@ -202,17 +264,21 @@ class Bundle:
         return sum(array.nbytes for array in self.weights.values())
 
     def _write(self, folder: Path) -> None:
-        (folder / LIBRARY).write_bytes(self.library)
-        (folder / WEIGHTS).write_bytes(_tensor_file(self.weights))
-        (folder / GOLDEN).write_bytes(_tensor_file(self.golden))
-        names = [*_REQUIRED]
+        parts = self.variants
+        ordered = ({name: part.weights[name] for name in part.manifest.weights} for part in parts)
+        weights, tables = share(zip(self.targets, ordered, strict=True))
+        golden, runs = share(zip(self.targets, (part.golden for part in parts), strict=True))
+        document = Document.of([part.manifest for part in parts], tables, runs)
+        contents = {
+            variant.library: part.library for variant, part in zip(document.variants, parts, strict=True)
+        }
+        contents |= {WEIGHTS: tensor_file(weights), GOLDEN: tensor_file(golden)}
         if self.vocabulary:
-            (folder / VOCABULARY).write_text(json.dumps(self.vocabulary), encoding="utf-8")
-            names.append(VOCABULARY)
-        files = {name: _record((folder / name).read_bytes()) for name in names}
-        raw = self.manifest.model_copy(update={"files": files}).model_dump(mode="json")
-        raw["digest"] = _digest(raw)
-        (folder / MANIFEST).write_text(json.dumps(raw, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            contents[VOCABULARY] = json.dumps(self.vocabulary).encode()
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        files = {name: record_of(content) for name, content in contents.items()}
+        write_document(folder / MANIFEST, document.model_copy(update={"files": files}))
 
 
 def check_place(folder: str | os.PathLike[str]) -> None:
@@ -220,99 +286,6 @@ def check_place(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder).resolve()
     _refuse_to_replace(folder)
     check_writable(folder.parent, BundleError, str(folder))
-
-
-def check_machine(manifest: Manifest) -> None:
-    """Raise BundleError where this CPU lacks a feature the code needs, or the TVM runtime here is of another
-    release.
-    """
-    missing = missing_features(manifest.target.features)
-    if missing:
-        raise BundleError(
-            f"bundle {manifest.name!r} for {manifest.target.name}",
-            f"a CPU with {', '.join(manifest.target.features)}",
-            f"one without {', '.join(missing)}",
-            "Compile the model for this machine: `tvm-doping compile --target auto`.",
-        )
-    made, here = manifest.versions.get("tvm", ""), _installed("apache-tvm")
-    if made.split(".")[:2] != here.split(".")[:2]:
-        raise BundleError(
-            f"bundle {manifest.name!r}",
-            f"the runtime of TVM {made or '(its manifest does not say which)'}",
-            f"apache-tvm {here}" if here else "no apache-tvm",
-            "Install that release, or compile the model with this one.",
-        )
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(
-            str(folder),
-            f"a folder with {MANIFEST}",
-            "no such file",
-            "Give the folder that `tvm-doping compile` wrote.",
-        )
-    if path.stat().st_size > _LARGEST_MANIFEST:
-        raise BundleError(
-            str(path), f"at most {_LARGEST_MANIFEST} bytes", f"{path.stat().st_size} bytes", _AGAIN
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise BundleError(
-            str(path), "a complete JSON document", str(error) or type(error).__name__, _AGAIN
-        ) from error
-    if not isinstance(raw, dict):
-        raise BundleError(str(path), "a JSON object", type(raw).__name__, _AGAIN)
-    version = raw.get("format_version")
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            str(path),
-            f"format version {FORMAT_VERSION}",
-            f"version {version!r}",
-            "Compile the model again, or install the release of tvm_doping that made the bundle.",
-        )
-    if raw.get("digest") != _digest(raw):
-        raise BundleError(str(path), "the contents its own digest was taken of", "edited contents", _AGAIN)
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path}: {place}", first["msg"], repr(first["input"])[:80], _AGAIN) from error
-    names = set(manifest.files)
-    if not names.issuperset(_REQUIRED) or names - {*_REQUIRED, VOCABULARY}:
-        raise BundleError(
-            f"{path}: files", f"{', '.join(_REQUIRED)} (and {VOCABULARY})", ", ".join(sorted(names)), _AGAIN
-        )
-    return manifest
-
-
-def _read_file(path: Path, record: FileRecord) -> bytes:
-    if not path.is_file():
-        raise BundleError(str(path), "a file of the bundle", "no such file", _AGAIN)
-    if path.stat().st_size != record.bytes:
-        raise BundleError(str(path), f"{record.bytes} bytes", f"{path.stat().st_size}", _AGAIN)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise BundleError(str(path), f"sha256 {record.sha256[:16]}...", "other contents", _AGAIN)
-    return content
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, each 64-byte aligned: TVM's kernels load whole vectors and do not
-    check.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: aligned_copy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BundleError(str(path), "a safetensors file", str(error), _AGAIN) from error
-
-
-def _tensor_file(tensors: Mapping[str, np.ndarray]) -> bytes:
-    return save_tensors({name: np.asarray(array, order="C") for name, array in tensors.items()})
 
 
 def _refuse_to_replace(folder: Path) -> None:
@@ -328,25 +301,14 @@ def _refuse_to_replace(folder: Path) -> None:
     )
 
 
-def _record(content: bytes) -> FileRecord:
-    return FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-
-
-def _digest(raw: Mapping[str, Any]) -> str:
-    """sha256 of the manifest without its own digest, so that an edited shape or tolerance is noticed too."""
-    rest = {key: value for key, value in raw.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _number(value: Any) -> Any:
-    """The value, or None where JSON has no such number."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _installed(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
+def _resolved(folder: str | os.PathLike[str]) -> Path:
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+        return Path(folder).resolve()
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a NUL in the name, a name that is too long, a circle of links
+        raise BundleError(
+            repr(str(folder))[:200], "the path of a folder", str(error), "Check the path."
+        ) from error

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_doping.bundle import Bundle
 from tvm_doping.comparing import difference
-from tvm_doping.errors import BundleError
+from tvm_doping.errors import BundleError, SessionError
+from tvm_doping.signature import bind
 
 if TYPE_CHECKING:
+    from tvm_doping.bundle import Bundle
     from tvm_doping.manifest import Manifest, TensorSpec
 
 
@@ -27,6 +28,27 @@ def golden_values(bundle: Bundle, group: str, specs: Sequence[TensorSpec]) -> li
             "Compile it anew.",
         )
     return [bundle.golden[name] for name in names]
+
+
+def check_golden(bundle: Bundle) -> None:
+    """BundleError unless the golden run has the shapes and dtypes that the manifest declares: what is allocated from these is then
+    no larger than what the bundle holds.
+    """
+    manifest = bundle.manifest
+    specs = (*manifest.inputs, *manifest.state, *manifest.outputs, *manifest.state)
+    groups = {
+        "input": manifest.inputs,
+        "state": manifest.state,
+        "output": manifest.outputs,
+        "new_state": manifest.state,
+    }
+    arrays = [array for group, own in groups.items() for array in golden_values(bundle, group, own)]
+    try:
+        bind(specs, arrays, {})
+    except SessionError as error:
+        raise BundleError(
+            f"golden values of {manifest.name!r}", error.needs, error.got, "Compile it anew."
+        ) from error
 
 
 def golden_error(

@@ -1,14 +1,12 @@
-"""The manifest of a bundle: everything bundle.json says, as pydantic models. Nothing here touches a file."""
+"""What a compiled model is, as pydantic models: its manifest. How bundle.json holds one or several: document.py."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tvm_doping.sparsity.values import Precision
-
-FORMAT_VERSION: Literal[1] = 1
 
 Dtype = Literal[
     "float16",
@@ -27,11 +25,13 @@ Dtype = Literal[
 Size = Annotated[int, Field(ge=0)]
 
 
-class _Model(BaseModel):
+class Part(BaseModel):
+    """What all parts of a bundle.json have in common: unknown fields are errors, and NaN is no number."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class TensorSpec(_Model):
+class TensorSpec(Part):
     """One input, state or output. A dimension is a size or a symbol: "T" for time steps, "N" for the batch.
 
     below: an integer input must lie in 0 .. below-1 (a token looked up in an embedding); None where anything
@@ -44,7 +44,7 @@ class TensorSpec(_Model):
     below: int | None = None
 
 
-class TargetSpec(_Model):
+class TargetSpec(Part):
     """What the code was made for; `features` (names of /proc/cpuinfo) are required at load."""
 
     name: str
@@ -52,7 +52,7 @@ class TargetSpec(_Model):
     features: tuple[str, ...]
 
 
-class LayerReport(_Model):
+class LayerReport(Part):
     """One compiled layer, for `inspect`: what it is, how it is stored and computed, and why that was chosen.
 
     bytes, dense_bytes: weights as stored (indices and padding included), and in dense fp32;
@@ -77,14 +77,14 @@ class LayerReport(_Model):
     plan: dict[str, Any] = {}
 
 
-class Compression(_Model):
+class Compression(Part):
     """Dense size over stored size: by parameters (as papers count it) and by bytes (as memory counts it)."""
 
     by_parameters: float
     by_bytes: float
 
 
-class RoundingError(_Model):
+class RoundingError(Part):
     """What the precision costs: a result with rounded weights against PyTorch's with fp32 ones.
 
     max_abs: the largest difference; relative: the norm of all differences over that of PyTorch's values.
@@ -94,57 +94,33 @@ class RoundingError(_Model):
     relative: float
 
 
-class FileRecord(_Model):
-    """A file of the bundle: its size and the sha256 of its contents."""
-
-    sha256: str
-    bytes: Size
-
-
-class Manifest(_Model):
-    """bundle.json.
+class Model(Part):
+    """What holds of a model on every target.
 
     inputs, state, outputs  `main(*inputs, *state, weights)` returns (*outputs, *new state);
     time_axis    where "T" stands in the first input that has it, None for a model without time;
     streaming    whether steps in a row equal one run over them; no_stream says why not, "" where they do;
-    tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
     threads      how many of a session it was compiled for;
-    golden_error the largest |got - golden| when the bundle was made, against PyTorch (with the rounded weights, where the
-    precision is not exact); None if it could not be run there;
-    precision    how low stored values may go; precision_error: what it costs, measured on sample inputs, by output and state;
+    precision    how low stored values may go;
     versions     package -> version at compile time; metrics: what the run folder reported, e.g. perplexities;
-    tokens       language models: how text becomes input indices (text.split), else None;
-    weights      names of the arrays in weights.safetensors, in main's order;
-    records      the tuning records that were used;
-    files        the other files of the bundle; digest: sha256 of this manifest without the digest.
+    tokens       language models: how text becomes input indices (text.split), else None.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
     name: str
-    target: TargetSpec
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     state: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     time_axis: int | None
     streaming: bool = True
     no_stream: str = ""
-    tolerance: float
     threads: int = Field(default=1, ge=1)
-    golden_error: float | None
     precision: Precision = "exact"
-    precision_error: dict[str, RoundingError] = {}
     versions: dict[str, str]
-    weights: tuple[str, ...] = ()
-    layers: tuple[LayerReport, ...] = ()
-    compression: Compression | None = None
     metrics: dict[str, bool | int | float | str | None] = {}
-    records: tuple[str, ...] = ()
     tokens: Literal["words", "pieces", "characters"] | None = None
-    files: dict[str, FileRecord] = {}
-    digest: str = ""
 
     @model_validator(mode="after")
-    def _shapes_agree(self) -> Manifest:
+    def _shapes_agree(self) -> Self:
         for group in (self.inputs, self.state, self.outputs):
             names = [spec.name for spec in group]
             if len(set(names)) != len(names):
@@ -161,3 +137,28 @@ class Manifest(_Model):
                     f"sizes or symbols of the inputs in state {spec.name!r}, not shape {spec.shape}"
                 )
         return self
+
+
+class Code(Part):
+    """What was made of it for one target.
+
+    tolerance    |got - golden| <= tolerance * max(1, max|golden|) is what `verify` asks;
+    golden_error the largest |got - golden| when the bundle was made, against PyTorch (with the rounded weights, where the
+    precision is not exact); None if it could not be run there;
+    precision_error  what the precision costs, measured on sample inputs, by output and state;
+    records      the tuning records that were used.
+    """
+
+    target: TargetSpec
+    tolerance: float
+    golden_error: float | None
+    precision_error: dict[str, RoundingError] = {}
+    layers: tuple[LayerReport, ...] = ()
+    compression: Compression | None = None
+    records: tuple[str, ...] = ()
+
+
+class Manifest(Code, Model):
+    """A model, compiled for one target. weights: the names of its arrays, in the order in which main takes them."""
+
+    weights: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ def open_code(bundle: Bundle) -> Any:
     """Its library, loaded into this process. Raises BundleError for one that this TVM runtime does not load."""
     try:
         if bundle.folder is not None:
-            return open_library(bundle.folder / LIBRARY)
+            return open_library(bundle.folder / bundle.file)
         with tempfile.TemporaryDirectory(
             prefix="tvm-doping-"
         ) as folder:  # mapped once loaded: the file may go

@@ -22,8 +22,9 @@ from tvm_doping._runtime import (
 )
 from tvm_doping._threads import check_threads, open_pool
 from tvm_doping.arrays import aligned_copy, is_usable
-from tvm_doping.bundle import Bundle, check_machine
+from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BundleError, InvalidInput, SessionError
+from tvm_doping.fitting import check_machine
 from tvm_doping.golden import golden_error, golden_values
 from tvm_doping.opening import main_of, open_code
 from tvm_doping.replay import Replay, record
@@ -39,6 +40,7 @@ Arrays = Any  # an array where the model has one output, else a tuple of arrays:
 def load(
     path: str | os.PathLike[str],
     *,
+    target: str = "auto",
     batch: int | None = None,
     threads: int | None = None,
     pin: bool = False,
@@ -46,6 +48,8 @@ def load(
 ) -> Session:
     """Open a bundle as a stream: check all of it, then load its code.
 
+    target: of a bundle for several targets, the one whose code to run; "auto" the best that this CPU can run. Session.target
+    tells which it is.
     batch: how many streams run side by side (N); by default the first input decides.
     threads: how many run it at most, the calling one among them; by default as many as it was compiled for. Results are
     the same for every number; Session.threads is how many do: no more than there are cores.
@@ -53,7 +57,7 @@ def load(
     verify: also run the bundle's golden input and compare with its golden output.
     Raises BundleError for a bundle that is missing, damaged, edited, or made for another machine.
     """
-    return Session(Bundle.load(path), batch=batch, threads=threads, pin=pin, verify=verify)
+    return Session(Bundle.load(path, target=target), batch=batch, threads=threads, pin=pin, verify=verify)
 
 
 class Session:
@@ -105,6 +109,11 @@ class Session:
     def batch(self) -> int | None:
         """N, the number of streams side by side; None while the first input has yet to decide it."""
         return None if self._stream is None else self._stream.symbols.get("N")
+
+    @property
+    def target(self) -> str:
+        """The name of the target whose code runs."""
+        return self._manifest.target.name
 
     @property
     def closed(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,17 @@ from tvm_doping.errors import TargetError
 if TYPE_CHECKING:
     from tvm.target import Target as TvmTarget
 
-__all__ = ["DETECT", "TARGETS", "Target", "cpu_features", "cpu_name", "detect", "missing_features", "resolve"]
+__all__ = [
+    "DETECT",
+    "TARGETS",
+    "Target",
+    "cpu_features",
+    "cpu_name",
+    "detect",
+    "missing_features",
+    "resolve",
+    "several",
+]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -157,6 +168,18 @@ def resolve(target: str | Target = "auto") -> Target:
             "List the targets with `tvm-doping targets`.",
         )
     return TARGETS[target]
+
+
+def several(targets: str | Target | Sequence[str | Target]) -> list[Target]:
+    """The targets of these names, or of one. Raises TargetError as `resolve` does, for none, and for one that is given twice."""
+    given = [targets] if isinstance(targets, str | Target) else list(targets)
+    found = [resolve(target) for target in given]
+    names = [target.name for target in found]
+    if not names or len(set(names)) != len(names):
+        raise TargetError(
+            "targets", "at least one, each once", ", ".join(names) or "none", "Name each target once."
+        )
+    return found
 
 
 def detect() -> Target:

@@ -191,6 +191,21 @@ def test_inspect_json_is_the_manifest(capsys, saved):
     assert json.loads(out) == json.loads((saved / "bundle.json").read_text())
 
 
+def test_inspect_verifies_every_variant_and_shows_them(capsys, bundle, saved, tmp_path):
+    code, out, _ = tvm_doping_(capsys, "inspect", saved, "--verify")
+    assert code == 0 and "nothing of it was run" in out and "ELF for x86_64" in out
+    target = bundle.manifest.target.model_copy(update={"name": "x86-64-v9", "features": ("avx1024f",)})
+    manifest = bundle.manifest.model_copy(update={"target": target})
+    other = Bundle(manifest=manifest, library=b"never loaded", weights=bundle.weights, golden=bundle.golden)
+    both = Bundle.join([bundle, other]).save(tmp_path / "both")
+    code, out, _ = tvm_doping_(capsys, "inspect", both)
+    assert code == 0 and "no: lacks avx1024f" in out and "yes: this one" in out
+    code, out, _ = tvm_doping_(capsys, "inspect", both, "--target", "x86-64-v9")
+    assert code == 0 and "below: x86-64-v9" in out
+    assert "lib.x86-64-v9.so: not a 64-bit" in refused(capsys, "inspect", both, "--verify")
+    assert "code for nothing" in refused(capsys, "inspect", both, "--target", "nothing")
+
+
 def test_inspect_of_anything_else(capsys, tmp_path):
     assert "no folder" in refused(capsys, "inspect", tmp_path / "none")
     assert "neither" in refused(capsys, "inspect", tmp_path)
@@ -212,6 +227,14 @@ def test_run_writes_npy(capsys, saved, x, tmp_path):
     expected, _ = reference(Bundle.load(saved).weights, x, np.zeros((2, OUT), np.float32))
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
     assert not list(tmp_path.glob(".y.npy*"))
+
+
+def test_run_names_the_target_whose_code_runs(capsys, saved, x, tmp_path):
+    np.save(tmp_path / "x.npy", x)
+    words = ["run", saved, tmp_path / "x.npy", "--target"]
+    code, out, _ = tvm_doping_(capsys, *words, "x86-64-v2")
+    assert code == 0 and "by the code for x86-64-v2\n" in out
+    assert "code for x86-64-v3" in refused(capsys, *words, "x86-64-v3")
 
 
 def test_run_goes_on_from_the_state_it_wrote(capsys, saved, x, tmp_path):
@@ -271,6 +294,7 @@ class FakeSession:
     """A language model that finds the token after the last one seen likeliest: 0 -> 1 -> 2 -> 0."""
 
     def __init__(self, bundle):
+        self.target = bundle.manifest.target.name
         self.bundle, self.state, self.sizes = bundle, {"h": np.zeros((1, 1), np.float32)}, []
 
     def run(self, tokens):
@@ -340,7 +364,7 @@ def test_run_reads_indices(capsys, monkeypatch, speaker, axis):
     says(monkeypatch, speaker, [spec], lambda y: y.argmax(-1).reshape(*y.shape[:2], *axis))
     code, out, _ = tvm_doping_(capsys, "run", "any", "--text", "a [b] other a a")
     assert code == 0 and "5 tokens, 75.0% of those that follow are the one predicted" in out
-    assert out.endswith("next: '[b]'\n")
+    assert "\nnext: '[b]'\n" in out
 
 
 def test_run_reads_the_largest_logits(capsys, monkeypatch, speaker):

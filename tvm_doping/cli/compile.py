@@ -22,12 +22,14 @@ def compile(
         ),
     ] = None,
     target: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            metavar="NAME",
-            help="Machine to compile for: auto (this one), or a name that `tvm-doping targets` lists.",
+            metavar="NAME[,NAME...]",
+            help="Machine to compile for: auto (this one), or a name that `tvm-doping targets` lists. Several (also --target "
+            "again): one bundle with code for each, of which a session takes the best that its CPU can run.  [default: auto]",
+            show_default=False,
         ),
-    ] = "auto",
+    ] = None,
     batch: Annotated[
         int,
         typer.Option(
@@ -90,9 +92,10 @@ def compile(
     from tvm_doping.bundle import check_place
     from tvm_doping.cli.inspect import show_bundle
     from tvm_doping.heads import Head
-    from tvm_doping.targets import resolve
+    from tvm_doping.targets import several
 
-    machine, out = resolve(target), out or Path("bundles") / run.resolve().name
+    names = [name for part in target or ["auto"] for name in part.split(",")]
+    machines, out = several(names), out or Path("bundles") / run.resolve().name
     forced = settings(force, "--force", "format=csr")
     if head is not None:
         Head.parse(head)  # before what takes seconds
@@ -100,11 +103,14 @@ def compile(
     from tvm_doping.build import compile as build  # takes seconds: only once the rest is in order
 
     screen = console()
-    screen.print(f"compiling {run} for {machine.name} ({machine.lanes} fp32 lanes, {machine.cores} cores)")
+    for machine in machines:
+        screen.print(
+            f"compiling {run} for {machine.name} ({machine.lanes} fp32 lanes, {machine.cores} cores)"
+        )
     start = time.perf_counter()
     bundle = build(
         run,
-        machine,
+        machines if len(machines) > 1 else machines[0],
         batch=batch,
         head=head,
         threads=threads,

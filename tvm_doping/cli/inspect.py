@@ -25,6 +25,20 @@ def inspect(
     json: Annotated[
         bool, typer.Option("--json", help="Print a bundle's manifest, or a run's config, as JSON.")
     ] = False,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of a bundle for several targets, the one to show: auto is the best that this CPU can run, if any.",
+        ),
+    ] = "auto",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check every file and variant of a bundle, and what its libraries say of themselves; runs none of it.",
+        ),
+    ] = False,
 ) -> None:
     """Show what a bundle or a run folder holds.
 
@@ -39,9 +53,13 @@ def inspect(
     if (path / "bundle.json").exists():
         from tvm_doping.bundle import Bundle
 
-        bundle = Bundle.load(path, any_machine=True)
-        if json:
-            typer.echo(bundle.manifest.model_dump_json(indent=1))
+        bundle = Bundle.load(path, target=target, any_machine=True)
+        if verify:
+            _show_verified(path, console())
+        elif json:
+            from tvm_doping.bundle_files import read_document
+
+            typer.echo(read_document(path.resolve()).model_dump_json(indent=1))
         else:
             show_bundle(bundle, console())
     elif (path / checkpoint.CONFIG).exists() or checkpoint.is_started(path):
@@ -71,6 +89,8 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
         for spec in getattr(manifest, word):
             signature.add_row(word, spec.name, shape(spec.shape), spec.dtype)
     out.print(signature)
+    if len(bundle.targets) > 1:
+        _show_targets(bundle, out)
 
     layers = table(
         "layers",
@@ -143,6 +163,48 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
     if manifest.records:
         stored.add_row("tuning records", ", ".join(manifest.records))
     out.print(stored)
+
+
+def _show_targets(bundle: Bundle, out: Console) -> None:
+    """The variants of a bundle, and which of them runs here."""
+    from tvm_doping.errors import BundleError
+    from tvm_doping.fitting import choose_variant
+    from tvm_doping.targets import missing_features
+
+    parts = bundle.variants
+    specs = [part.manifest.target for part in parts]
+    try:
+        best = choose_variant(bundle.manifest.name, specs)
+    except BundleError:
+        best = -1
+    rows = table("targets, the best first", "target", ">library", ">weights", "formats", "runs here")
+    for index, part in enumerate(parts):
+        missing = missing_features(part.manifest.target.features)
+        mark = "yes: this one" if index == best else "yes"
+        formats = sorted({name for layer in part.manifest.layers for name in layer.format.split(", ")})
+        rows.add_row(
+            part.manifest.target.name,
+            size(len(part.library)),
+            size(part.bytes),
+            ", ".join(formats),
+            f"no: lacks {' '.join(missing)}" if missing else mark,
+        )
+    if bundle.folder is not None:
+        from tvm_doping.bundle_files import WEIGHTS, read_document
+
+        stored = read_document(bundle.folder).files[WEIGHTS].bytes
+        rows.caption = f"weights together {size(stored)} as stored: equal arrays once"
+    out.print(rows)
+    out.print(f"below: {bundle.manifest.target.name}")
+
+
+def _show_verified(path: Path, out: Console) -> None:
+    from tvm_doping.verifying import verify
+
+    rows = table(f"{path}: all in order; nothing of it was run", "checked", "found")
+    for what, found in verify(path):
+        rows.add_row(what, found)
+    out.print(rows)
 
 
 def _show_alternatives(layer: LayerReport, out: Console) -> None:

@@ -43,6 +43,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of a bundle for several targets, the one whose code to run: auto is the best that this CPU can run.",
+        ),
+    ] = "auto",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -79,15 +86,21 @@ def run(
         raise InvalidInput("--out", "a file that ends in .npy or .npz", str(out), "Name it that way.")
     if inputs is not None and not inputs.exists():
         raise InvalidInput(str(inputs), "a file of inputs", "no such file", "Check its path.")
-    with load(bundle, threads=threads, verify=verify) as session:
+    with load(bundle, target=target, threads=threads, verify=verify) as session:
         if inputs is not None and inputs.suffix in (".npy", ".npz"):
             results = _run_arrays(session, inputs)
         else:
             words = text if inputs is None else _read_text(inputs)
             results = _run_text(session, words or "", keep=out is not None)
+        _tell_target(session)
         if out is not None:
             _write(out, results, session)
             console().print(f"-> {out}")
+
+
+def _tell_target(session: Session) -> None:
+    of = session.bundle.targets
+    console().print(f"by the code for {session.target}" + (f" (of {', '.join(of)})" if len(of) > 1 else ""))
 
 
 def _run_arrays(session: Session, path: Path) -> dict[str, np.ndarray]:
