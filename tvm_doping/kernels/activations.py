@@ -8,6 +8,8 @@ A NaN stays a NaN: TVM's min and max return their second operand when a comparis
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.emit import Expr, splat
 
@@ -25,14 +27,17 @@ _LIMIT = 87.0
 # tanh is 1 to 2e-13 where |x| exceeds half of this; and exp of what is left for a sigmoid times exp of this is finite still.
 _LIMIT_TANH = 30.0
 
+# (x, limit) -> x within [-limit, limit], a NaN staying one: given where min and max of the target drop it.
+Clamp = Callable[[Expr, float], Expr]
 
-def exp(x: Expr, lanes: int, limit: float = _LIMIT) -> Expr:
+
+def exp(x: Expr, lanes: int, limit: float = _LIMIT, clamp: Clamp | None = None) -> Expr:
     """exp(x), x (lanes,) fp32, clamped to [-limit, limit], at most [-87, 87]; relative error at most 1e-7 within."""
 
     def c(value: float) -> Expr:
         return splat(value, lanes)
 
-    x = T.bind(tirx.max(c(-limit), tirx.min(c(limit), x)))
+    x = T.bind(clamp(x, limit) if clamp else tirx.max(c(-limit), tirx.min(c(limit), x)))
     n = T.bind(tirx.floor(x * c(1.44269504088896341) + c(0.5)))
     r = T.bind(x - n * c(_LN2_HIGH) - n * c(_LN2_LOW))
     p = c(_COEFFICIENTS[0])
@@ -44,10 +49,10 @@ def exp(x: Expr, lanes: int, limit: float = _LIMIT) -> Expr:
     return T.bind(p * tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", exponent))
 
 
-def sigmoid(x: Expr, lanes: int, times: Expr | None = None) -> Expr:
+def sigmoid(x: Expr, lanes: int, times: Expr | None = None, clamp: Clamp | None = None) -> Expr:
     """1 / (1 + exp(-x)), or `times` of it."""
     one = splat(1.0, lanes)
-    return T.bind((one if times is None else times) / (one + exp(splat(0.0, lanes) - x, lanes)))
+    return T.bind((one if times is None else times) / (one + exp(splat(0.0, lanes) - x, lanes, clamp=clamp)))
 
 
 def tanh(x: Expr, lanes: int) -> Expr:
@@ -57,16 +62,16 @@ def tanh(x: Expr, lanes: int) -> Expr:
     return T.bind((one - e) / (one + e))
 
 
-def sigmoid_tanh(x: Expr, y: Expr, lanes: int) -> Expr:
+def sigmoid_tanh(x: Expr, y: Expr, lanes: int, clamp: Clamp | None = None) -> Expr:
     """sigmoid(x) tanh(y) by one division, absolute error at most 3e-7: (1 - e) / ((1 + exp(-x)) (1 + e)), e = exp(-2 y)."""
     one = splat(1.0, lanes)
-    e = _exp_of_tanh(y, lanes)
-    d = exp(splat(0.0, lanes) - x, lanes, _LIMIT - _LIMIT_TANH)
+    e = _exp_of_tanh(y, lanes, clamp)
+    d = exp(splat(0.0, lanes) - x, lanes, _LIMIT - _LIMIT_TANH, clamp)
     return T.bind((one - e) / ((one + d) * (one + e)))
 
 
-def _exp_of_tanh(x: Expr, lanes: int) -> Expr:
-    return exp(splat(-2.0, lanes) * x, lanes, _LIMIT_TANH)
+def _exp_of_tanh(x: Expr, lanes: int, clamp: Clamp | None = None) -> Expr:
+    return exp(splat(-2.0, lanes) * x, lanes, _LIMIT_TANH, clamp)
 
 
 def _int(value: int, lanes: int) -> Expr:

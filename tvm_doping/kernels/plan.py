@@ -16,6 +16,24 @@ Order = Literal["left", "right"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The numbers of a CUDA kernel.
+
+    parts      blocks that a layer's units are divided among: at most as many as run at once, or their barrier would never open.
+    threads    of a block, a multiple of 32: enough warps to hide the latency of shared memory, few enough for their registers.
+    tile_from  streams from which 32 run side by side, a lane each: below, they run one by one.
+    shared     bytes of shared memory that a block may take: the architecture's, for one block a multiprocessor.
+    registers  that a thread may use: 65,536 of a multiprocessor among the block's threads.
+    """
+
+    parts: int
+    threads: int
+    tile_from: int
+    shared: int
+    registers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The numbers of a kernel, each with what limits it.
 
@@ -28,6 +46,7 @@ class Config:
     steps_from  a remainder of at least so many steps is worth a padded tile.
     portable    emulate the AVX-512 instructions of the look-up formats: slow, for tests on CPUs without them.
     shared      whether the threads of a session share the work of a step: it must outweigh the barriers (schedules.threads).
+    grid        the numbers of a CUDA kernel, which has no others; None for CPUs.
     """
 
     lanes: int
@@ -38,6 +57,7 @@ class Config:
     steps_from: int = 0
     portable: bool = False
     shared: bool = False
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,4 +195,6 @@ def _decode(raw: dict[str, Any], products: tuple[str, ...]) -> dict[str, Any]:
         return Product(**{**fields, "part": Part(**part), "alternatives": alternatives})
 
     decoded = {name: product(raw[name]) for name in products}
-    return {**raw, **decoded, "config": Config(**raw["config"]), "rejected": tuple(raw["rejected"])}
+    grid = raw["config"].get("grid")
+    config = Config(**{**raw["config"], "grid": grid and Grid(**grid)})
+    return {**raw, **decoded, "config": config, "rejected": tuple(raw["rejected"])}

@@ -14,12 +14,13 @@ from tvm_doping.sparsity.formats.perm import Perm32
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.formats.perm_expand import Perm32Expand
-from tvm_doping.sparsity.formats.sell import SELL16
+from tvm_doping.sparsity.formats.sell import SELL
 from tvm_doping.sparsity.values import ValueType
 
 FORMATS: dict[str, Format] = {
     "csr": CSR(),
-    "sell16": SELL16(),
+    "sell16": SELL(16),
+    "sell32": SELL(32),
     "perm8": Perm8(),
     "perm32": Perm32(),
     "perm32_expand": Perm32Expand(),
@@ -50,7 +51,7 @@ def matvec(packed: Packed, x: ArrayLike) -> NDArray[floating]:
 __all__ = [
     "CSR",
     "FORMATS",
-    "SELL16",
+    "SELL",
     "Block",
     "Format",
     "Packed",

@@ -152,10 +152,10 @@ def sum_runs(terms: NDArray[np.floating], ptr: Array, axis: int) -> NDArray[np.f
     return out
 
 
-def lanes_by_length(lengths: Array, window: int = 0) -> NDArray[np.int32]:
-    """The row of each lane, rows sorted by descending length (stable): all of them, or those of each `window` rows apart."""
+def lanes_by_length(lengths: Array, window: int = 0, size: int = LANES) -> NDArray[np.int32]:
+    """The row of each lane of groups of `size`, rows sorted by descending length (stable): all, or each `window` of rows apart."""
     windows = np.arange(len(lengths)) // window if window else np.zeros(len(lengths), np.int64)
-    return lanes_of(np.lexsort((-lengths.astype(np.int64), windows)))
+    return lanes_of(np.lexsort((-lengths.astype(np.int64), windows)), size)
 
 
 def lanes_of(order: Array, size: int = LANES) -> NDArray[np.int32]:

@@ -1,0 +1,252 @@
+"""One LSTM layer in one direction on CUDA, as one host function that launches what the numbers of steps and streams ask for.
+
+The equations are those of `kernels.lstm`. Blocks own hidden units (`parts`); h alone travels between them.
+
+    one step, few streams    one launch: both products and the cell; what a session replays as a CUDA graph
+    more steps               the inputs of all steps are projected at once, 32 (step, stream) pairs side by side; then one launch
+                             for all steps, the weights kept in shared memory, with a barrier of all blocks between two steps
+    many streams             the same with 32 streams side by side, a lane each, x and h transposed to [column][stream]
+
+fp32, or values of S and of dense weights in fp16, bf16 or int8; sums are fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tvm_doping._tvm import IRBuilder, T, tirx, tvm
+from tvm_doping.kernels.cuda import parts
+from tvm_doping.kernels.cuda.cell import Cell
+from tvm_doping.kernels.cuda.operand import Operand
+from tvm_doping.kernels.cuda.parts import Cut
+from tvm_doping.kernels.cuda.project import project
+from tvm_doping.kernels.cuda.transpose import Pairs, transpose
+from tvm_doping.kernels.cuda.words import WARP, Arena, Buffer, Expr, grid_barrier, int32, launch, when
+from tvm_doping.kernels.plan import LstmPlan
+from tvm_doping.kernels.product import parameters, select
+
+GATES = 4
+
+
+def cut_of(plan: LstmPlan) -> Cut:
+    """How the layer's rows are divided."""
+    assert plan.config.grid is not None
+    return Cut(units=plan.hidden, gates=GATES, parts=plan.config.grid.parts)
+
+
+def pack(plan: LstmPlan, w_ih: Any, w_hh: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
+    """The layer's arrays, in the order in which the function takes them. bias (4H,) is b_ih + b_hh."""
+    cut = cut_of(plan)
+    arrays = {"bias": parts.permuted_vector(bias, cut)}
+    for prefix, product, weight in (("ih.", plan.input, w_ih), ("hh.", plan.recurrent, w_hh)):
+        arrays |= {prefix + name: array for name, array in parts.pack(product, weight, cut).items()}
+    return arrays
+
+
+def to_dense(plan: LstmPlan, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W_ih, W_hh and the bias that packed arrays stand for."""
+    cut, order = cut_of(plan), cut_of(plan).order()
+    bias = np.zeros(GATES * plan.hidden, "float32")
+    bias[order[order >= 0]] = arrays["bias"][order >= 0]
+    w_ih = parts.to_dense(plan.input, select(arrays, "ih."), cut)
+    return w_ih, parts.to_dense(plan.recurrent, select(arrays, "hh."), cut), bias
+
+
+def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lstm") -> tvm.tirx.PrimFunc:
+    """The function (x, h0, c0, *arrays, y, h, c) of the layer; all of them in the GPU's memory."""
+    formats = f"{plan.input.format},{plan.recurrent.format}"
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "doping.kernel": "lstm", "doping.format": formats})
+        steps, batch = tirx.Var("steps", "int64"), tirx.Var("batch", "int64")
+        states = {"h0": (batch, plan.hidden), "c0": (batch, plan.hidden)}
+        inputs = {"x": (steps, batch, plan.inputs), **states}
+        io = {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in inputs.items()}
+        packed = parameters(arrays)
+        outputs = {"y": (steps, batch, plan.hidden), "h": (batch, plan.hidden), "c": (batch, plan.hidden)}
+        io |= {key: T.match_buffer(T.arg(key, T.handle()), shape) for key, shape in outputs.items()}
+        _Layer(plan, arrays, io, packed, steps, batch).emit()
+    return builder.get()
+
+
+class _Layer:
+    def __init__(
+        self,
+        plan: LstmPlan,
+        arrays: Mapping[str, np.ndarray],
+        io: dict[str, Buffer],
+        packed: dict[str, Buffer],
+        steps: Expr,
+        batch: Expr,
+    ) -> None:
+        assert plan.config.grid is not None
+        self.plan, self.arrays, self.io, self.packed = plan, arrays, io, packed
+        self.steps, self.batch, self.grid, self.cut = steps, batch, plan.config.grid, cut_of(plan)
+        # the gates of all units, without what fills their part up to whole warps
+        self.projected_rows = self.cut.gates * self.cut.each
+
+    def emit(self) -> None:
+        few = self.batch < self.grid.tile_from
+        with T.If(few):
+            with T.Then(), T.If(self.steps == 1):
+                with T.Then():
+                    self.step()
+                with T.Else():
+                    self.sequence()
+            with T.Else():
+                self.sequence_of_tiles()
+
+    # -- few streams ---------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One step of each stream: blocks of (part, stream)."""
+        arena = Arena()
+        x, h = arena.take(self.plan.inputs), arena.take(self.plan.hidden)
+        ih, hh = self.operand("input"), self.operand("recurrent")
+        for operand in (ih, hh):
+            operand.take_stream(arena)
+        with launch(self.cut.parts, self.batch, self.grid.threads) as block:
+            arena.open()
+            with block.each(self.plan.inputs) as i:
+                x.store(i, self.io["x"][0, block.y, i])
+            with block.each(self.plan.hidden) as i:
+                h.store(i, self.io["h0"][block.y, i])
+            block.sync()
+            for operand, z in ((ih, x), (hh, h)):
+                operand.first_product(block, z)
+                operand.stream(block, z)
+            block.sync()
+            base = block.x * self.cut.rows
+
+            def gate(row: Expr) -> Expr:
+                return self.packed["bias"][base + row] + ih.total(row) + hh.total(row)
+
+            before = lambda unit: self.io["c0"][block.y, unit]  # noqa: E731
+            Cell(self.io, self.cut, block).stream(block.y, 0, before, gate, last=None)
+
+    def sequence(self) -> None:
+        """All steps: the inputs' projection, then the recurrence in one launch."""
+        pairs = Pairs(per_step=self.steps * self.batch)
+        projected, counter = self.project(pairs)
+        arena = Arena()
+        h, hh = arena.take(self.plan.hidden), self.operand("recurrent")
+        hh.take_stream(arena)
+        self.stage(hh, arena)
+        with launch(self.cut.parts, 1, self.grid.threads) as block:
+            arena.open()
+            hh.load(block)
+            steps, batch = T.bind(int32(self.steps)), T.bind(int32(self.batch))
+            with T.serial(0, steps) as step:
+                t, before = self.times(step, steps)
+                with T.serial(0, batch) as n:
+                    with block.each(self.plan.hidden) as i:
+                        # y of the step before is h; other blocks have written it
+                        old = self.io["y"][before, n, i]
+                        h.store(i, tirx.if_then_else(step == 0, self.io["h0"][n, i], old))
+                    block.sync()
+                    hh.first_product(block, h)
+                    hh.stream(block, h)
+                    block.sync()
+                    pair = T.bind(self.long(t) * self.batch + n)
+                    base = T.bind((pair // WARP * self.cut.parts + block.x) * self.projected_rows)
+                    lane = T.bind(int32(pair % WARP))
+
+                    def gate(row: Expr, base: Expr = base, lane: Expr = lane) -> Expr:
+                        return projected[(base + row) * WARP + lane] + hh.total(row)
+
+                    cell = Cell(self.io, self.cut, block)
+                    old_c = lambda at, n=n, step=step: tirx.if_then_else(  # noqa: E731
+                        step == 0, self.io["c0"][n, at], self.io["c"][n, at]
+                    )
+                    cell.stream(n, t, old_c, gate, last=step == steps - 1)
+                with when(step < steps - 1):
+                    grid_barrier(counter, (step + 1) * self.cut.parts)
+
+    # -- many streams --------------------------------------------------------------------------------------------------------
+
+    def sequence_of_tiles(self) -> None:
+        """All steps of tiles of 32 streams. h lies twice in [tile][unit][stream], read from one and written to the other."""
+        tiles = T.bind((self.batch + (WARP - 1)) // WARP)
+        projected, counter = self.project(Pairs(per_step=self.batch, steps=self.steps))
+        hidden = self.plan.hidden
+        state = T.alloc_buffer((tiles * (2 * hidden * WARP),), "float32")
+        transpose(self.io["h0"], state, hidden, Pairs(per_step=self.batch))
+        arena = Arena()
+        y, hh = arena.take(self.cut.rows * WARP), self.operand("recurrent")
+        hh.take_tile(arena)
+        self.stage(hh, arena)
+        with launch(self.cut.parts, 1, self.grid.threads) as block:
+            arena.open()
+            hh.load(block)
+            steps, count = T.bind(int32(self.steps)), T.bind(int32(tiles))
+            with T.serial(0, steps) as step:
+                t, _ = self.times(step, steps)
+                with T.serial(0, count) as tile:
+                    size = hidden * WARP
+                    # 32 bits: the state of a batch is less than 2^31 values, and a 64-bit address takes two registers
+                    source = T.bind((step % 2 * count + tile) * size)
+                    target = T.bind(((step + 1) % 2 * count + tile) * size)
+                    base = T.bind(
+                        ((self.long(t) * tiles + tile) * self.cut.parts + block.x) * self.projected_rows
+                    )
+                    block.sync()  # with the cell of the tile before
+                    rows = self.projected_rows
+
+                    def start(row: Expr, base: Expr = base, rows: int = rows) -> Expr:
+                        value = projected[(base + tirx.min(row, rows - 1)) * WARP + block.lane]
+                        return value
+
+                    def z(column: Expr, source: Expr = source) -> Expr:
+                        return state[source + (column * WARP + block.lane)]
+
+                    hh.tile(block, z, y, start)
+
+                    def write(unit: Expr, value: Expr, target: Expr = target) -> None:
+                        T.buffer_store(state, value, [target + (unit * WARP + block.lane)])
+
+                    first, last = step == 0, step == steps - 1
+                    Cell(self.io, self.cut, block).tile(tile, t, self.batch, y, write, first=first, last=last)
+                with when(step < steps - 1):
+                    grid_barrier(counter, (step + 1) * self.cut.parts)
+
+    # -- pieces --------------------------------------------------------------------------------------------------------------
+
+    def project(self, pairs: Pairs) -> tuple[Buffer, Buffer]:
+        """(W_ih x + bias of all pairs [tile][part][row][pair], the counter of the barrier, at zero)."""
+        tiles = T.bind(pairs.tiles)
+        across = T.alloc_buffer((tiles * (self.plan.inputs * WARP),), "float32")
+        result = T.alloc_buffer((tiles * (self.cut.parts * self.projected_rows * WARP),), "float32")
+        counter = T.alloc_buffer((1,), "int32")
+        transpose(self.io["x"], across, self.plan.inputs, pairs, counter)
+        operand = self.operand("input")
+        project(operand, across, self.packed["bias"], result, self.projected_rows, tiles)
+        return result, counter
+
+    def operand(self, name: str) -> Operand:
+        prefix = {"input": "ih.", "recurrent": "hh."}[name]
+        return Operand(
+            getattr(self.plan, name),
+            select(self.arrays, prefix),
+            select(self.packed, prefix),
+            self.cut,
+            self.grid.threads,
+        )
+
+    def stage(self, operand: Operand, arena: Arena) -> None:
+        """Keep the weights in shared memory, if they fit: they are read in every step."""
+        if arena.bytes + operand.staging_bytes() <= self.grid.shared:
+            operand.stage(arena)
+
+    def times(self, step: Expr, steps: Expr) -> tuple[Expr, Expr]:
+        """The time of a step, and of the one before (any time for the first)."""
+        if self.plan.reverse:
+            return T.bind(steps - 1 - step), T.bind(tirx.min(steps - step, steps - 1))
+        return T.bind(step + 0), T.bind(tirx.max(step - 1, 0))
+
+    @staticmethod
+    def long(value: Expr) -> Expr:
+        """64 bits wide: the projections of a long sequence are more than 2^31 values."""
+        return tirx.Cast("int64", value)

@@ -1,0 +1,88 @@
+"""nvcc: from CUDA C to a fat binary, and what ptxas says of its kernels. Neither needs a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm_doping.errors import TargetError
+
+# fp32 as it is written: no approximate division, denormals kept. Sums still contract into FMAs.
+_FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a kernel takes, as ptxas counts: registers of a thread, and bytes of it that did not fit them."""
+
+    registers: int
+    spilled: int
+    stack: int
+
+
+def find_nvcc() -> str:
+    """The path of nvcc: that of the package nvidia-cuda-nvcc (`pip install tvm-doping[cuda]`), CUDA_HOME's, or PATH's.
+
+    Raises TargetError where there is none.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    packages = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
+    folders = [Path(place) / "cu13" for place in packages]
+    if os.environ.get("CUDA_HOME"):
+        folders.append(Path(os.environ["CUDA_HOME"]))
+    for folder in folders:
+        if os.access(folder / "bin" / "nvcc", os.X_OK):
+            return str(folder / "bin" / "nvcc")
+    found = shutil.which("nvcc")
+    if found is None:
+        raise TargetError(
+            "the compiler of a CUDA target",
+            "nvcc 12 or later; a GPU is not needed",
+            "none in Python's packages, CUDA_HOME or PATH",
+            "pip install 'tvm-doping[cuda]', or install NVIDIA's CUDA toolkit.",
+        )
+    return found
+
+
+def fatbin(source: str, arch: str) -> bytes:
+    """The fat binary of CUDA C for an architecture ("sm_90"): machine code for it, and PTX that drivers compile for later ones."""
+    return compile_cuda(source, arch)[0]
+
+
+def compile_cuda(source: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
+    """The fat binary, and each kernel's resources. Raises TargetError where nvcc does not know the architecture, or the C."""
+    number = arch.removeprefix("sm_")
+    codes = [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in ("sm", "compute")]
+    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
+        text, out = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
+        text.write_text(source, encoding="utf-8")
+        command = [find_nvcc(), "-fatbin", *_FLAGS, *codes, "-o", str(out), str(text)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise TargetError(
+                f"the CUDA C of a model, compiled for {arch}",
+                "a C++ compiler and an nvcc that knows the architecture",
+                (done.stderr or done.stdout).strip()[:600],
+                "Use the versions that pyproject.toml names under [cuda].",
+            )
+        return out.read_bytes(), _resources(done.stderr + done.stdout)
+
+
+def _resources(report: str) -> dict[str, Resources]:
+    """Of each kernel in ptxas's report."""
+    found = {}
+    for piece in report.split("Compiling entry function '")[1:]:
+        name = piece.partition("'")[0]
+        numbers = [
+            re.search(pattern, piece)
+            for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"Used (\d+) registers")
+        ]
+        stack, spilled, registers = (int(match[1]) if match else -1 for match in numbers)
+        found[name] = Resources(registers=registers, spilled=spilled, stack=stack)
+    return found
