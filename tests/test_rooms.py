@@ -18,7 +18,7 @@ PACKAGE = Path(tvm_doping.__file__).parent
 # From top to bottom; the rooms of one line are one level and may know each other. A bundle knows how to be
 # stored and run, not how it is made, so it stands above `build`, which makes one.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "arrays", "text", "places", "heads", "comparing", "strict_json"),
+    ("errors", "arrays", "text", "places", "heads", "comparing", "precisions", "strict_json"),
     ("structures",),
     ("sparsity",),
     ("checkpoint",),
@@ -67,6 +67,7 @@ ONLY: dict[str, set[str]] = {
     "cross": set(),
     "records": {"pydantic"},
     "strict_json": set(),
+    "precisions": set(),
     "bundle": {"numpy"},
     "bundle_files": {"numpy", "safetensors", "pydantic"},
     "document": {"numpy", "pydantic"},

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tvm_doping.sparsity.values import Precision
+from tvm_doping.precisions import Precision
 
 Dtype = Literal[
     "float16",

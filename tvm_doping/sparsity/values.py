@@ -8,11 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvm_doping.errors import InvalidInput
+from tvm_doping.precisions import PRECISIONS, Precision
+
+__all__ = [
+    "PRECISIONS",
+    "VALUE_BYTES",
+    "VALUE_TYPES",
+    "Precision",
+    "ValueType",
+    "decode",
+    "encode",
+    "round_bf16",
+]
 
 ValueType = Literal["fp32", "fp16", "bf16", "int8"]
-# How low the stored values of a model may go; "exact" is fp32.
-Precision = Literal["exact", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 VALUE_TYPES: tuple[ValueType, ...] = get_args(ValueType)
 VALUE_BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
