@@ -31,6 +31,7 @@ VERBS = (
     "bench",
     "bench-matrix",
     "bench-choice",
+    "bench-predict",
     "records",
     "targets",
 )

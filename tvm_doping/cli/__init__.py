@@ -15,6 +15,7 @@ from tvm_doping.cli import (
     bench,
     bench_choice,
     bench_matrix,
+    bench_predict,
     compile,
     farm,
     inspect,
@@ -45,6 +46,7 @@ for verb in (
     bench.bench,
     bench_matrix.bench_matrix,
     bench_choice.bench_choice,
+    bench_predict.bench_predict,
     targets.targets,
 ):
     app.command()(verb)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tvm_doping.bench import BASELINES
+from tvm_doping.cli.bench_predict import write_predictions
 from tvm_doping.cli.show import console
 
 
@@ -64,6 +65,13 @@ def bench(
         float,
         typer.Option(min=1.0, metavar="X", help="Seconds of measuring; checks and compiling come on top."),
     ] = 60.0,
+    predict: Annotated[
+        bool,
+        typer.Option(
+            "--predict",
+            help="Predict the LSTM layers' speed on the target instead (see `bench-predict --help`).",
+        ),
+    ] = False,
 ) -> None:
     """Time a model against dense runtimes.
 
@@ -76,6 +84,11 @@ def bench(
     from tvm_doping.bench.report import check_folder
     from tvm_doping.errors import InvalidInput
 
+    if predict:
+        write_predictions(
+            run, target, out, (), precision or "exact", tuple(steps or (1, 35)), batch, echo=console().print
+        )
+        return
     scopes = scope or ["lstm", "model"]
     for option, given, known in (
         ("--baseline", baseline or [], harness.BASELINES),

@@ -37,7 +37,7 @@ def bench_matrix(
         bool, typer.Option("--report", help="Measure nothing: only write table and plots anew.")
     ] = False,
 ) -> None:
-    """Time doped LSTM layers of many sizes against dense runtimes.
+    """Time doped LSTMs of many sizes against dense runtimes.
 
     Each group of cells is one interleaved run, kept in a file of its own when it is finished: run the command again to go on
     after an interruption. Needs `pip install tvm-doping[bench]`.

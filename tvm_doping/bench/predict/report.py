@@ -1,0 +1,54 @@
+"""A prediction as a table in Markdown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Thakker et al., MLSys 2021, of their compressed language models on an Arm core.
+PAPER = "2.5-5.5x"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The device and its numbers, a row a model with its ratios to the dense ones, and where the time goes."""
+    device, cells = results["device"], results["cells"]
+    levels = ", ".join(f"{name} {_size(size)} {rate:g} GB/s" for name, size, rate in device["levels"])
+    lines = [
+        f"Predicted, not measured: {device['board']}; one thread, LSTM layers alone.",
+        f"{device['mca']} of llvm-mca {results['llvm']}, {device['ghz']:g} GHz, {device['penalty']} cycles a "
+        f"mispredicted branch, {levels}, memory {device['memory']:g} GB/s.",
+        "",
+        "| H | T | batch | model | formats | µs | MB, from | over dense fp32 | over int8 GEMV | bound by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for c in cells:
+        lines.append("| " + " | ".join(_row(c, cells)) + " |")
+    lines += ["", f"The paper reports {PAPER} over its dense model.", "", "Where the numbers are from:", ""]
+    lines += [f"- {name}: {source}" for name, source in device["sources"].items()]
+    return "\n".join(lines)
+
+
+def write_texts(texts: Mapping[str, str], folder: Path) -> dict[str, Path]:
+    """Write the texts by name into the folder, whole or not at all; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        fresh = folder / f".{name}.new"
+        fresh.write_text(text + "\n")
+        os.replace(fresh, folder / name)
+    return {name: folder / name for name in texts}
+
+
+def _row(c: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
+    same = {d["model"]: d for d in cells if all(d.get(key) == c.get(key) for key in ("H", "T", "batch"))}
+    ratios = [f"{same[name]['us'] / c['us']:.1f}" if name in same else "" for name in ("dense", "gemv-int8")]
+    reading = sum(p["us"] for p in c["phases"] if p["by"] == "reading") / max(c["us"], 1e-9)
+    bound = "reading" if reading > 0.5 else "computing"
+    where = f"{c['bytes'] / 1e6:.3g}, {c['level']}"
+    head = [str(c.get("H", "")), str(c["T"]), str(c["batch"]), c["model"], c["formats"]]
+    return [*head, f"{c['us']:.4g}", where, *ratios, bound]
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
