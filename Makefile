@@ -6,11 +6,15 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST ?=
 
-.PHONY: help demo test lint format install install-dev system clean
+FUZZ_RUNS ?= 20000
+FUZZ_TARGETS ?= bundle run-folder records recipe bytes library
+
+.PHONY: help demo test fuzz lint format install install-dev system clean
 
 help:
 	@echo "make demo    train, compile, check and time a small doped LSTM (about 4 minutes)"
 	@echo "make test    all tests        (PYTEST='-m \"not slow\"' and the like are passed on)"
+	@echo "make fuzz    the loaders with hostile files, FUZZ_RUNS=$(FUZZ_RUNS) for each of FUZZ_TARGETS"
 	@echo "make lint    ruff and mypy    make format  ruff, rewriting"
 	@echo "make clean   remove what these made, the virtual environment included"
 
@@ -19,6 +23,11 @@ demo: install
 
 test: install-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest $(PYTEST)
+
+fuzz: install-dev
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target"; $(BIN)/python -m tests.fuzz.run $$target $(FUZZ_RUNS) 2>&1 | tail -n 4; \
+	done
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from safetensors.numpy import save as save_tensors
 from tvm_doping.arrays import aligned_copy
 from tvm_doping.document import FORMAT_VERSION, Document, FileRecord, Stored, from_version_1, stored_keys
 from tvm_doping.errors import BundleError
-from tvm_doping.strict_json import read_json
+from tvm_doping.strict_json import parse_json, read_json
 
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.safetensors"
@@ -105,8 +105,11 @@ def check_file(folder: Path, name: str, record: FileRecord) -> None:
         _refuse(path, "a file of the bundle", "no such file")
     if path.stat().st_size != record.bytes:
         _refuse(path, f"{record.bytes} bytes", f"{path.stat().st_size}")
-    with path.open("rb") as file:  # in pieces: the weights need not be in memory twice
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:  # in pieces: the weights need not be in memory twice
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        _refuse(path, "a file that can be read", str(error))
     if found != record.sha256:
         _refuse(path, f"sha256 {record.sha256[:16]}...", "other contents")
 
@@ -114,7 +117,7 @@ def check_file(folder: Path, name: str, record: FileRecord) -> None:
 def read_vocabulary(content: bytes, path: Path) -> tuple[str, ...]:
     """The tokens, by index."""
     try:
-        tokens = json.loads(content)
+        tokens = parse_json(content.decode())
     except (ValueError, RecursionError) as error:
         _refuse(path, "a list of tokens in JSON", str(error)[:200])
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -225,7 +228,11 @@ def _table(file: Any) -> list[dict[str, Any]]:
 
 def _inside(path: Path) -> Path:
     """The path. BundleError where it is a link that leads out of its folder: a bundle is copied whole, and reads nothing else."""
-    if path.is_symlink() and path.resolve().parent != path.parent:
+    try:
+        leads_out = path.is_symlink() and path.resolve().parent != path.parent
+    except (OSError, RuntimeError) as error:  # a name that is too long, a circle of links
+        raise BundleError(repr(str(path))[:200], "a path", str(error)[:200], "Check the path.") from error
+    if leads_out:
         _refuse(path, "a file in the bundle's own folder", "a symbolic link that leads out of it")
     return path
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
 from tvm_doping.errors import CheckpointError, DopingError
+from tvm_doping.strict_json import read_json
 from tvm_doping.structures import Structure, compression, from_spec, to_spec
 
 FORMAT_VERSION = 1
@@ -104,8 +105,12 @@ def load(folder: str | os.PathLike[str]) -> Checkpoint:
                 key.removeprefix(prefix): arrays.pop(key) for key in list(arrays) if key.startswith(prefix)
             }
             structures[name] = from_spec(spec, own)
-    except (SafetensorError, DopingError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _error(path, "a sound checkpoint", str(error), "Copy the folder again, whole.") from error
+    except (
+        *(SafetensorError, DopingError, OSError, KeyError, IndexError, TypeError, AttributeError, ValueError),
+        *(OverflowError, MemoryError),
+    ) as error:
+        got = repr(str(error))[1:400]
+        raise _error(path, "a sound checkpoint", got, "Copy the folder again, whole.") from error
     return Checkpoint(config=config, tensors=arrays, structures=structures)
 
 
@@ -113,7 +118,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The `config.json` of a run folder, checked for its version."""
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path, lambda needs, got: _error(path, needs, got, "Copy the folder again, whole."))
     except FileNotFoundError:
         if is_started(folder):
             raise _error(
@@ -123,12 +128,10 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 "Run the same `tvm-doping train` again: it goes on where it stopped.",
             ) from None
         raise _error(path, "a file", "none", "Train first, or name the folder of a run.") from None
-    except (ValueError, OSError) as error:
-        raise _error(path, "readable JSON", str(error), "Copy the folder again, whole.") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
         raise _error(
-            path, f"format version {FORMAT_VERSION}", repr(version), "Use the tvm_doping that wrote it."
+            path, f"format version {FORMAT_VERSION}", repr(version)[:80], "Use the tvm_doping that wrote it."
         )
     found: dict[str, Any] = config
     return found

@@ -14,7 +14,9 @@ class DopingError(Exception):
 
     def __init__(self, what: str, needs: str, got: str, remedy: str) -> None:
         self.what, self.needs, self.got, self.remedy = what, needs, got, remedy
-        super().__init__(f"{what}: needs {needs}; got {got}. {remedy}")
+        text = f"{what}: needs {needs}; got {got}. {remedy}"
+        # what a file holds may be no text: halves of UTF-16 pairs, which JSON allows, cannot be printed
+        super().__init__(text.encode("utf-8", "backslashreplace").decode())
 
 
 class InvalidInput(DopingError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from tvm_doping.errors import DopingError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 LARGEST = 256 * 2**20  # bytes: a vocabulary of millions; what is larger would only fill the memory
 
 
@@ -19,7 +21,8 @@ def read_json(path: Path, refuse: Callable[[str, str], DopingError], *, largest:
     """The value in the file. refuse(needs, got): the error to raise, for a file that is
 
     no regular one (reading a pipe would wait for ever), larger than `largest` bytes, no UTF-8, no JSON (NaN and Infinity are
-    none), nested deeper than Python's stack, or that names a key twice: readers differ in which of two they take.
+    none), nested deeper than Python's stack, or that names a key twice: readers differ in which of two they take;
+    nor a half of a UTF-16 pair in a text, which nothing can print.
     FileNotFoundError where there is none.
     """
     try:
@@ -40,7 +43,10 @@ def read_json(path: Path, refuse: Callable[[str, str], DopingError], *, largest:
 
 def parse_json(text: str) -> Any:
     """The value of the text. ValueError or RecursionError for what `read_json` refuses."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    if _SURROGATE.search(text):  # of a pair, as it should be, or alone
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tvm_doping.errors import RecipeError
 from tvm_doping.models.parametrizations import WEIGHTS
+from tvm_doping.models.strict_yaml import parse_yaml, read_yaml
 from tvm_doping.sparsity import PATTERNS
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -161,7 +162,7 @@ def load_recipe(
     except ValidationError as error:
         faults = [_fault(e["type"], ".".join(map(str, e["loc"])), e["msg"], e["input"]) for e in error.errors()]
         raise RecipeError(
-            f"recipe {label}", "known keys with possible values", "; ".join(faults), "Correct these keys."
+            f"recipe {label}", "known keys with possible values", "; ".join(faults)[:4000], "Correct these keys."
         ) from None
     _check(found, label)
     return found
@@ -190,7 +191,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _fault(kind: str, key: str, message: str, value: Any) -> str:
     """One thing that is wrong with a recipe, in words."""
     if kind != "extra_forbidden":
-        return f"{key}: {message} (got {value!r})"
+        return f"{key}: {message} (got {repr(value)[:80]})"
     keys = _keys(Recipe)
     near = get_close_matches(key, keys, 1, 0.8) or get_close_matches(
         key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], 1
@@ -250,13 +251,14 @@ def _read(recipe: str | os.PathLike[str]) -> dict[str, Any]:
                 "recipe", f"one of {', '.join(names())}, or a .yaml file", repr(str(recipe)), "Choose one."
             )
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = read_yaml(path)
     except FileNotFoundError:
         raise RecipeError(
             "recipe", f"a file {path}", "none there", f"Recipes that come along: {', '.join(names())}."
         ) from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}", "readable YAML", str(error), "Correct the file.") from error
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        got = str(error)[:400] or type(error).__name__
+        raise RecipeError(f"recipe {path}", "readable YAML", got, "Correct the file.") from error
     if not isinstance(fields, dict):
         raise RecipeError(
             f"recipe {path}", "a YAML mapping", type(fields).__name__, "Start from one that comes along."
@@ -267,10 +269,10 @@ def _read(recipe: str | os.PathLike[str]) -> dict[str, Any]:
 def _value(key: str, value: Any) -> Any:
     """The value of an override, read as YAML where it is text."""
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
+        return parse_yaml(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(
-            f"override {key}", "a YAML value", repr(value), "Quote it, or correct it."
+            f"override {key}", "a YAML value", repr(value)[:80], "Quote it, or correct it."
         ) from None
 
 

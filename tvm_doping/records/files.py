@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tvm_doping.errors import RecordError
 from tvm_doping.places import check_writable
 from tvm_doping.records.model import FORMAT_VERSION, Device, Record, RecordFile
+from tvm_doping.strict_json import read_json
 
 _AGAIN = "Correct or delete it; `tvm-doping tune` measures again."
 
@@ -23,22 +24,20 @@ def read(path: str | os.PathLike[str]) -> RecordFile:
     """The file's records. RecordError, with the place in the file, for what is missing, damaged, or of another version."""
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        raw = read_json(path, lambda needs, got: RecordError(str(path), needs, got, _AGAIN))
+    except FileNotFoundError as error:
         raise RecordError(str(path), "a file of records", str(error), "Check the path.") from error
-    except ValueError as error:
-        raise RecordError(str(path), "JSON", str(error), _AGAIN) from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise RecordError(str(path), f"format_version {FORMAT_VERSION}", repr(version), _AGAIN)
+        raise RecordError(str(path), f"format_version {FORMAT_VERSION}", repr(version)[:80], _AGAIN)
     try:
         return RecordFile.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
+        place = ".".join(map(str, first["loc"]))[:200] or "the whole"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        needs = str(first["msg"]).removeprefix("Value error, ")
-        raise RecordError(f"{path}: {place}", needs, f"{str(first['input'])[:80]}{more}", _AGAIN) from error
+        needs = str(first["msg"]).removeprefix("Value error, ")[:400]
+        raise RecordError(f"{path}: {place}", needs, f"{repr(first['input'])[:80]}{more}", _AGAIN) from error
 
 
 def save(folder: str | os.PathLike[str], device: Device, operation: str, records: Sequence[Record]) -> Path:

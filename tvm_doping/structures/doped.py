@@ -124,8 +124,8 @@ _KINDS = {
 
 def family(kind: str) -> Any:
     """The class of base structures of this kind. InvalidInput for an unknown one."""
-    if kind not in BASES:
-        raise InvalidInput("kind of structure", f"one of {', '.join(BASES)}", kind, "Choose one of them.")
+    if not isinstance(kind, str) or kind not in BASES:
+        raise InvalidInput("kind of structure", f"one of {', '.join(BASES)}", f"{kind}"[:80], "Choose one.")
     return BASES[kind]
 
 
@@ -134,8 +134,13 @@ def _check_csr(
 ) -> None:
     """InvalidInput unless the three are a CSR matrix (m, n): SciPy trusts them, and files may be damaged."""
     m, n = shape
+    whole = all(np.issubdtype(array.dtype, np.integer) for array in (indptr, indices))
+    if whole:  # differences of unsigned numbers are never negative
+        indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
     sound = (
-        indptr.shape == (m + 1,)
+        whole
+        and values.dtype.kind in "fiu"
+        and indptr.shape == (m + 1,)
         and indices.ndim == values.ndim == 1
         and len(indices) == len(values) == indptr[-1]
         and indptr[0] == 0

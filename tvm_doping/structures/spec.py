@@ -11,6 +11,8 @@ from tvm_doping.errors import InvalidInput
 from tvm_doping.structures.base import Structure
 from tvm_doping.structures.doped import Doped, family
 
+_MOST = 2**34  # entries of W: 64 GiB in fp32; small factors may claim any size
+
 
 def to_spec(structure: Structure) -> dict[str, Any]:
     """{"kind", "shape"}, and {"base": kind} of a Doped: with `arrays()`, all there is to it."""
@@ -26,9 +28,16 @@ def from_spec(spec: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Struc
         kind, (m, n) = spec["kind"], spec["shape"]
     except (KeyError, TypeError, ValueError):
         raise InvalidInput(
-            "structure spec", "keys kind and shape (m, n)", f"{spec}", "Pass what to_spec() returned."
+            "structure spec", "keys kind and shape (m, n)", f"{spec}"[:200], "Pass what to_spec() returned."
         ) from None
+    if type(m) is not int or type(n) is not int or min(m, n) < 1 or m * n > _MOST:
+        raise InvalidInput(
+            "shape of a structure",
+            f"two sizes, at least 1, of at most {_MOST} entries",
+            f"{spec['shape']}"[:80],
+            "Pass what to_spec() returned.",
+        )
     if kind == Doped.kind:
-        return Doped.from_arrays(arrays, (int(m), int(n)), base=spec.get("base"))
-    out: Structure = family(kind).from_arrays(arrays, (int(m), int(n)))
+        return Doped.from_arrays(arrays, (m, n), base=spec.get("base"))
+    out: Structure = family(kind).from_arrays(arrays, (m, n))
     return out
