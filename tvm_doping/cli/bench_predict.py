@@ -20,7 +20,10 @@ def bench_predict(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="Core: cortex-a53, cortex-a72, cortex-a76 or x86-64-v3.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Core: cortex-a53, cortex-a72, cortex-a76, neoverse-n1 or x86-64-v3."
+        ),
     ] = "cortex-a72",
     out: Annotated[
         Path | None,

@@ -123,6 +123,24 @@ DEVICES: dict[str, Device] = {
             "penalty": "assumed: a pipeline of 11 stages",
         },
     ),
+    "neoverse-n1": Device(
+        name="neoverse-n1",
+        target="neoverse-n1",
+        board="AWS Graviton2, one core, 2.5 GHz",
+        mca="neoverse-n1",
+        llvm=17,
+        ghz=2.5,
+        penalty=11,
+        levels=(("L1", 64 * KIB, 80.0), ("L2", 1 * MIB, 50.0), ("L3", 32 * MIB, 25.0)),
+        memory=15.0,
+        sources={
+            "ghz": "AWS, instance types M6g",
+            "sizes": _SIZES,
+            "L1, L2, L3": "assumed: 32, 20 and 10 bytes a cycle; the L3 is shared by 64 cores",
+            "memory": "assumed, of one core alone",
+            "penalty": "assumed: a pipeline of 11 stages",
+        },
+    ),
 }  # fmt: skip
 
 
