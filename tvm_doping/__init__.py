@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm_doping.build import compile
+    from tvm_doping.build_c import compile_c
     from tvm_doping.bundle import Bundle
     from tvm_doping.errors import DopingError
     from tvm_doping.models import dope, undope
@@ -31,6 +32,7 @@ _HOME = {
     "Session": "tvm_doping.runtime",
     "Target": "tvm_doping.targets",
     "compile": "tvm_doping.build",
+    "compile_c": "tvm_doping.build_c",
     "dope": "tvm_doping.models",
     "load": "tvm_doping.runtime",
     "tune": "tvm_doping.tuning",
@@ -43,6 +45,7 @@ __all__ = [
     "Target",
     "__version__",
     "compile",
+    "compile_c",
     "dope",
     "load",
     "tune",

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -72,11 +72,13 @@ class Compiled:
                   indices "scores.NAME", the logits that they were chosen by;
     threads       how many of a session it is made fast for;
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
+    module        the module after all passes: main, and the kernels that it calls.
     precision     how low stored values may go; precision_error: what it costs, by output and state. Unless it is exact,
                   golden and golden_error are those of the model with its weights as they are stored.
     """
 
     executable: Library
+    module: Any
     weights: dict[str, np.ndarray]
     signature: Signature
     target: Target
@@ -173,8 +175,9 @@ def lower(
     force: Mapping[str, Any] | None = None,
     records: str | os.PathLike[str] | None = "auto",
     tolerance: float = 1e-5,
+    golden: Callable[[Signature], tuple[int, int]] | None = None,
 ) -> Compiled:
-    """What `compile` puts into the bundle."""
+    """What `compile` puts into the bundle; golden: the (T, N) of its golden run, else those of the example."""
     if batch < 1:
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
     check_threads(threads, False, MOST, "the bundle")
@@ -211,16 +214,15 @@ def lower(
         dump,
         observe=lambda run, after: packed.append(after) if isinstance(run, Pack) else None,
     )
-    runs = reference_runs(imported)
-    golden = runs[0]
+    runs = reference_runs(imported, golden and golden(imported.signature))
     layers = _layers(mod)
     precision_error: dict[str, dict[str, float]] = {}
     if precision != "exact":
         rounded = Rounded(packed[0], imported.signature, machine)
-        inputs = long_inputs(imported.signature, golden, SEED)
+        inputs = long_inputs(imported.signature, runs[0], SEED)
         exact = runs if inputs is None else [*runs, reference_run(imported, inputs)]
         runs = [rounded(run) for run in exact]
-        precision_error, golden = measure(exact, runs), runs[0]
+        precision_error = measure(exact, runs)
         if any(ROUNDING.intersection(layer["format"].split(", ")) for layer in layers):
             # A number that differs in its last bit may be rounded the other way: at most what rounding all of them does.
             tolerance = max(tolerance, *(cost["max_abs"] for cost in precision_error.values()))
@@ -239,13 +241,14 @@ def lower(
     weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
         executable=library,
+        module=mod,
         weights=weights,
         signature=imported.signature,
         target=machine,
         layers=layers,
         compression=_compression(layers, weights, repeated),
         metrics=metrics,
-        golden=golden,
+        golden=runs[0],
         golden_error=error,
         precision=precision,
         precision_error=precision_error,

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,7 +39,7 @@ from tvm_doping.errors import BundleError, InvalidInput
 from tvm_doping.fitting import best_first, check_machine, choose_variant
 from tvm_doping.golden import check_golden
 from tvm_doping.manifest import Manifest, Model
-from tvm_doping.places import check_writable
+from tvm_doping.places import check_replaceable, check_writable, write_folder
 
 if TYPE_CHECKING:
     from tvm_doping.build import Compiled
@@ -222,27 +220,7 @@ class Bundle:
         """Write the bundle to a folder: all of it or nothing. Replaces a bundle, never anything else."""
         folder = Path(folder).resolve()
         check_place(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        mark = uuid.uuid4().hex[:8]
-        fresh, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("new", "old"))
-        try:
-            fresh.mkdir()
-            self._write(fresh)
-            if folder.exists():  # a folder that is not empty cannot be replaced in one step
-                os.replace(folder, old)
-            try:
-                os.replace(fresh, folder)
-            except OSError:
-                if old.exists():
-                    os.replace(old, folder)
-                raise
-        except OSError as error:
-            raise BundleError(
-                str(folder), "a place that can be written", str(error), "Save to another folder."
-            ) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+        write_folder(folder, self._write, BundleError)
         return folder
 
     def session(
@@ -284,21 +262,8 @@ class Bundle:
 def check_place(folder: str | os.PathLike[str]) -> None:
     """Raise BundleError where a bundle cannot be saved to the folder: to ask before compiling. Writes nothing."""
     folder = Path(folder).resolve()
-    _refuse_to_replace(folder)
+    check_replaceable(folder, MANIFEST, BundleError)
     check_writable(folder.parent, BundleError, str(folder))
-
-
-def _refuse_to_replace(folder: Path) -> None:
-    if not folder.exists() or (
-        folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
-    ):
-        return
-    raise BundleError(
-        str(folder),
-        "a new folder, an empty one, or a bundle to replace",
-        "a folder that is no bundle" if folder.is_dir() else "a file",
-        "Save to another folder, or remove this one first.",
-    )
 
 
 def _resolved(folder: str | os.PathLike[str]) -> Path:

@@ -1,8 +1,12 @@
-"""Whether results can be written to a folder, asked before the work that makes them."""
+"""Folders that results are written to: whether they can be, asked before the work that makes them, and all of them or nothing."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,3 +34,40 @@ def check_writable(folder: Path, error: type[DopingError], named: str = "") -> N
         for place in made:
             with suppress(OSError):
                 place.rmdir()
+
+
+def check_replaceable(folder: Path, mark: str, error: type[DopingError]) -> None:
+    """Raise `error` unless the folder is new, empty, or holds the file `mark`, which says that it is one to replace."""
+    if not folder.exists() or (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
+        return
+    raise error(
+        str(folder),
+        f"a new folder, an empty one, or one with a {mark} to replace",
+        f"a folder with no {mark}" if folder.is_dir() else "a file",
+        "Name another folder, or remove this one first.",
+    )
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], error: type[DopingError]) -> None:
+    """Write all of a folder or nothing: write() gets an empty one, which then takes this one's place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    fresh, old = (folder.with_name(f".{folder.name}.{word}-{mark}") for word in ("new", "old"))
+    try:
+        fresh.mkdir()
+        write(fresh)
+        if folder.exists():  # a folder that is not empty cannot be replaced in one step
+            os.replace(folder, old)
+        try:
+            os.replace(fresh, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+    except OSError as refusal:
+        raise error(
+            str(folder), "a place that can be written", str(refusal), "Save to another folder."
+        ) from refusal
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

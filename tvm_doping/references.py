@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,10 +16,11 @@ _COMPARED = ((1, 1), (37, 1), (2, 19))
 SEED = 0
 
 
-def reference_runs(imported: Imported) -> list[Arrays]:
-    """The golden run, of the example, then runs of other sizes."""
-    golden = reference_run(imported, _golden_inputs(imported))
-    return [golden, *_more_runs(imported, golden)]
+def reference_runs(imported: Imported, golden: tuple[int, int] | None = None) -> list[Arrays]:
+    """The golden run, of the (T, N) given or else of the example, then runs of other sizes."""
+    first = reference_run(imported, _golden_inputs(imported))
+    own = [] if golden is None else _more_runs(imported, first, (golden,))
+    return [*own, first, *_more_runs(imported, first, _COMPARED)]
 
 
 def reference_run(imported: Imported, arrays: Arrays) -> Arrays:
@@ -48,7 +49,7 @@ def _golden_inputs(imported: Imported) -> Arrays:
     return arrays
 
 
-def _more_runs(imported: Imported, golden: Arrays) -> Iterator[Arrays]:
+def _more_runs(imported: Imported, golden: Arrays, wanted: Sequence[tuple[int, int]]) -> Iterator[Arrays]:
     """Runs of other sizes, made by repeating the example along its symbolic axes, or cutting it."""
     given = {
         spec.name: golden[f"{group}.{spec.name}"]
@@ -56,7 +57,7 @@ def _more_runs(imported: Imported, golden: Arrays) -> Iterator[Arrays]:
         for spec in specs
     }
     specs = {spec.name: spec for spec in (*imported.signature.inputs, *imported.signature.state)}
-    for steps, streams in _COMPARED:
+    for steps, streams in wanted:
         arrays = {}
         for name, array in given.items():
             for axis, symbol in enumerate(specs[name].shape):

@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def make(folder: Path) -> None:
-    """Bundles of models that use all kinds of kernels, of more than one symbol and of more threads than one."""
+    """Bundles and C of models that use all kinds of kernels, of more than one symbol and of more threads than one."""
     import tvm_doping
 
     torch.manual_seed(0)
     language = LanguageModel(vocab=60, embedding=32, hidden=32, layers=2)
     dope(language, compression=6, modules=["lstm.*", "output"])
     tvm_doping.compile(language.eval(), "x86-64-v3", threads=2).save(folder / "language")
+    tvm_doping.compile_c(language, "x86-64-v3").save(folder / "c")
     tvm_doping.compile(plain(bidirectional=True), "x86-64-v4", head="top_k:3", batch=8).save(
         folder / "tagger"
     )
@@ -50,7 +51,7 @@ def test_two_processes_make_the_same_bytes(tmp_path: Path) -> None:
     assert [process.wait() for process in running] == [0, 0]
     first, second = (tmp_path / f"process{seed}" / "out" for seed in "12")
     names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
-    assert len(names) == 8
+    assert len(names) == 8 + 11
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tvm_doping.cli.show import console, settings
+from tvm_doping.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from tvm_doping.targets import Target
 
 
 def compile(
@@ -17,7 +22,7 @@ def compile(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Bundle folder to write.  [default: bundles/NAME-OF-RUN]",
+            help="Folder to write.  [default: bundles/NAME-OF-RUN; in C c/NAME-OF-RUN]",
             show_default=False,
         ),
     ] = None,
@@ -81,13 +86,38 @@ def compile(
             min=0.0, metavar="X", help="Largest difference from PyTorch, relative to max(1, largest output)."
         ),
     ] = 1e-5,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="tvm|c",
+            help="What runs it: tvm, a bundle for this package and TVM's runtime; c, a folder of C that needs libc alone.",
+        ),
+    ] = "tvm",
+    max_steps: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="T", help="In C: time steps that it works on at once, which its memory is for."
+        ),
+    ] = 32,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="object|file", help="In C: weights in the program, or in a file that it maps or reads."
+        ),
+    ] = "object",
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="In C: what its functions' names begin with.", show_default=False),
+    ] = None,
 ) -> None:
-    """Compile a trained model into a bundle.
+    """Compile a trained model into a bundle, or into C.
 
     Its outputs are checked against PyTorch. A bundle is a folder that loads in a moment, without PyTorch and
     without TVM's compiler; deploy it by copying.
 
     Example: tvm-doping compile runs/small --out bundles/small
+
+    Example: tvm-doping compile runs/small --runtime c --target cortex-a72 --out c/small
     """
     from tvm_doping.bundle import check_place
     from tvm_doping.cli.inspect import show_bundle
@@ -95,10 +125,31 @@ def compile(
     from tvm_doping.targets import several
 
     names = [name for part in target or ["auto"] for name in part.split(",")]
-    machines, out = several(names), out or Path("bundles") / run.resolve().name
+    machines = several(names)
+    out = out or Path("c" if runtime == "c" else "bundles") / run.resolve().name
     forced = settings(force, "--force", "format=csr")
     if head is not None:
         Head.parse(head)  # before what takes seconds
+    if runtime != "tvm":
+        _check_c(runtime, machines, threads)
+        _compile_c(
+            run,
+            machines[0],
+            out,
+            {
+                "prefix": prefix,
+                "max_steps": max_steps,
+                "weights": weights,
+                "batch": batch,
+                "head": head,
+                "dump": dump,
+                "precision": precision,
+                "force": forced or None,
+                "records": records,
+                "tolerance": tolerance,
+            },
+        )
+        return
     check_place(out)
     from tvm_doping.build import compile as build  # takes seconds: only once the rest is in order
 
@@ -124,3 +175,36 @@ def compile(
     saved = bundle.save(out)
     show_bundle(bundle, screen)
     screen.print(f"compiled and checked in {seconds:.1f} s -> {saved}")
+
+
+def _check_c(runtime: str, machines: Sequence[Target], threads: int) -> None:
+    if runtime != "c":
+        raise InvalidInput("--runtime", "tvm or c", repr(runtime), "Choose one.")
+    if len(machines) > 1:
+        raise InvalidInput(
+            "--target", "one for a program in C", f"{len(machines)}", "Make a folder for each."
+        )
+    if threads > 1:
+        raise InvalidInput(
+            "--threads",
+            "1 for a program in C",
+            f"{threads}",
+            "Run instances in threads of the program's own.",
+        )
+
+
+def _compile_c(run: Path, machine: Target, out: Path, options: dict[str, Any]) -> None:
+    from tvm_doping.cli.inspect_c import show_c
+    from tvm_doping.freestanding.report import check_place
+
+    check_place(out)
+    screen = console()
+    screen.print(f"compiling {run} into C for {machine.name} ({machine.lanes} fp32 lanes)")
+    start = time.perf_counter()
+    from tvm_doping.build_c import compile_c
+
+    made = compile_c(run, machine, **options)
+    seconds = time.perf_counter() - start
+    saved = made.save(out)
+    show_c(made.report, screen)
+    screen.print(f"compiled in {seconds:.1f} s -> {saved}; check it with: make -C {saved} check")

@@ -1,4 +1,4 @@
-"""`tvm-doping inspect`: what a bundle or a run folder holds."""
+"""`tvm-doping inspect`: what a bundle, a folder of C or a run folder holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOMINAL_GHZ = 3.0  # of the predicted times shown: what a server core sustains,
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle or run folder.", metavar="BUNDLE|RUN")],
+    path: Annotated[Path, typer.Argument(help="Bundle, folder of C, or run folder.", metavar="BUNDLE|C|RUN")],
     json: Annotated[
         bool, typer.Option("--json", help="Print a bundle's manifest, or a run's config, as JSON.")
     ] = False,
@@ -62,6 +62,15 @@ def inspect(
             typer.echo(read_document(path.resolve()).model_dump_json(indent=1))
         else:
             show_bundle(bundle, console())
+    elif (path / "model.json").exists():
+        from tvm_doping.cli.inspect_c import show_c
+        from tvm_doping.freestanding.report import read_report
+
+        report = read_report(path)
+        if json:
+            typer.echo(report.model_dump_json(indent=1))
+        else:
+            show_c(report, console())
     elif (path / checkpoint.CONFIG).exists() or checkpoint.is_started(path):
         from json import dumps
 
@@ -73,7 +82,7 @@ def inspect(
     else:
         raise InvalidInput(
             str(path),
-            "a bundle (bundle.json) or a run folder (config.json)",
+            "a bundle (bundle.json), C (model.json) or a run folder (config.json)",
             "a folder of neither" if path.is_dir() else "no folder",
             "Give the folder that `tvm-doping compile` or `tvm-doping train` wrote.",
         )
