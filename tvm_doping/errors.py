@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 4000  # characters: the reasons of all schedules that declined fit
+
 
 class DopingError(Exception):
     """An error that a user can act on.
@@ -14,9 +16,14 @@ class DopingError(Exception):
 
     def __init__(self, what: str, needs: str, got: str, remedy: str) -> None:
         self.what, self.needs, self.got, self.remedy = what, needs, got, remedy
-        text = f"{what}: needs {needs}; got {got}. {remedy}"
+        text = f"{_clip(what)}: needs {_clip(needs)}; got {_clip(got)}. {remedy}"
         # what a file holds may be no text: halves of UTF-16 pairs, which JSON allows, cannot be printed
         super().__init__(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _clip(text: str) -> str:
+    """The text, its middle left out where it is longer than a person reads: a damaged file may name anything."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class InvalidInput(DopingError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -268,3 +269,22 @@ def test_a_model_is_compiled_for_several_targets(tmp_path):
     one, *others = results.values()
     for other in others:
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs g++-aarch64-linux-gnu")
+def test_arm_and_x86_in_one_bundle(tmp_path, monkeypatch):
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = tvm_doping.dope(nn.LSTM(8, 16), compression=3).eval()
+    tvm_doping.models.close_masks(model)
+    bundle = tvm_doping.compile(model, target=["cortex-a72", "x86-64-v2"])
+    folder = bundle.save(tmp_path / "b")
+    assert load(folder, verify=True).target == "x86-64-v2"
+    facts = dict(verify(folder))
+    assert "ELF for aarch64" in facts["cortex-a72: lib.cortex-a72.so"]
+    assert "ELF for x86_64" in facts["x86-64-v2: lib.x86-64-v2.so"]
+    monkeypatch.setattr(targets, "cpu_features", lambda: frozenset(targets.TARGETS["cortex-a72"].features))
+    assert Bundle.load(folder).manifest.target.name == "cortex-a72"
