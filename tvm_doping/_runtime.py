@@ -71,6 +71,28 @@ def _load_runtime() -> None:
     )
 
 
+def load_cuda_runtime() -> None:
+    """libtvm_runtime_cuda.so, which needs the driver and CUDA's runtime library. BundleError where one is missing."""
+    spec = importlib.util.find_spec("tvm")
+    place = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
+    try:
+        for packages in importlib.util.find_spec("nvidia").submodule_search_locations or ():  # type: ignore[union-attr]
+            library = Path(packages) / "cu13" / "lib" / "libcudart.so.13"
+            if library.is_file():
+                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    except AttributeError:
+        pass  # no package of NVIDIA's: the system's own library, if there is one
+    try:
+        ctypes.CDLL(str(place / "libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise BundleError(
+            "TVM's runtime for CUDA",
+            "NVIDIA's driver (libcuda.so.1) and CUDA's runtime library (libcudart.so.13)",
+            str(error)[:200],
+            "Install the driver, and pip install nvidia-cuda-runtime.",
+        ) from error
+
+
 _ffi = _import_ffi()
 _load_runtime()
 Function = _ffi.Function

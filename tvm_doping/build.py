@@ -20,14 +20,18 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from tvm_doping import __version__, checkpoint
+from tvm_doping._runtime import load_cuda_runtime
 from tvm_doping._threads import MOST, check_threads, open_pool
-from tvm_doping._tvm import relax, tensor, tvm
+from tvm_doping._tvm import relax, tvm
 from tvm_doping.bundle import Bundle
 from tvm_doping.comparing import difference
 from tvm_doping.cross import compiler
 from tvm_doping.errors import DopingError, InvalidInput
 from tvm_doping.frontend import Imported, Signature, headed, import_model
 from tvm_doping.heads import Head
+from tvm_doping.kernels.cuda.image import images
+from tvm_doping.kernels.cuda.lowering import CUDA_PIPELINE
+from tvm_doping.kernels.cuda.nvcc import fatbin, find_nvcc
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.kernels.pool import export
 from tvm_doping.kernels.sparse import ROUNDING
@@ -197,6 +201,8 @@ def lower(
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
     linker = compiler(machine)  # before what takes seconds: it may be missing
+    if machine.gpu:
+        find_nvcc()
     imported = _imported(model, example, wanted, tolerance)
     context = Context(
         target=machine,
@@ -228,16 +234,20 @@ def lower(
             tolerance = max(tolerance, *(cost["max_abs"] for cost in precision_error.values()))
     error = math.nan
     # main stays bytecode: a session reads from it which kernels a step calls, and calls them without the VM
-    executable = relax.build(mod, machine.tvm(), tir_pipeline=TIR_PIPELINE)
-    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder, _images(machine) as pack_imports:
         path = Path(folder) / "lib.so"
-        export(executable, mod, path, linker)
+        pipeline_name = CUDA_PIPELINE if machine.gpu else TIR_PIPELINE
+        executable = relax.build(mod, machine.tvm(), tir_pipeline=pipeline_name)
+        export(executable, mod, path, linker, pack_imports)
         library = Library(path.read_bytes())
         # What is compared is the library itself: running the executable would generate all its code once more.
         if not missing_features(machine.features):
+            if machine.gpu:
+                load_cuda_runtime()
             loaded = tvm.runtime.load_module(str(path))
             open_pool(loaded, 1, False)
-            error = _compare(imported.signature, loaded, context.weights, runs, tolerance)
+            device = tvm.cuda() if machine.gpu else tvm.cpu()
+            error = _compare(imported.signature, loaded, context.weights, runs, tolerance, device)
     weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
         executable=library,
@@ -260,6 +270,11 @@ def lower(
             "tvm_doping": __version__,
         },
     )
+
+
+def _images(machine: Target) -> Any:
+    """What makes the images of a GPU's kernels, while the module is built; nothing for a CPU."""
+    return images(lambda source: fatbin(source, machine.gpu)) if machine.gpu else nullcontext()
 
 
 def _imported(model: Any, example: Any, head: Head | None, tolerance: float) -> Imported:
@@ -326,17 +341,24 @@ def _compression(
 
 
 def _compare(
-    signature: Signature, library: Any, weights: Mapping[str, Any], runs: list[Arrays], tolerance: float
+    signature: Signature,
+    library: Any,
+    weights: Mapping[str, Any],
+    runs: list[Arrays],
+    tolerance: float,
+    device: Any,
 ) -> float:
     """The largest |compiled - PyTorch|; DopingError where it exceeds the tolerance."""
-    main = relax.VirtualMachine(library, tvm.cpu())["main"]
+    main = relax.VirtualMachine(library, device)["main"]
+    there = [tvm.runtime.tensor(value.numpy(), device=device) for value in weights.values()]
     names = [f"output.{spec.name}" for spec in signature.outputs]
     names += [f"new_state.{spec.name}" for spec in signature.state]
     worst = 0.0
     for run in runs:
         inputs = [run[f"input.{spec.name}"] for spec in signature.inputs]
         inputs += [run[f"state.{spec.name}"] for spec in signature.state]
-        results = main(*map(tensor, inputs), tvm_ffi.Array(list(weights.values())))
+        given = [tvm.runtime.tensor(np.ascontiguousarray(array), device=device) for array in inputs]
+        results = main(*given, tvm_ffi.Array(there))
         for name, result in zip(names, results, strict=True):
             got, wanted = result.numpy(), run[name]
             scores = run.get(f"scores.{name.removeprefix('output.')}")

@@ -21,7 +21,7 @@ from tvm_doping.freestanding.report import Report, Sizes
 from tvm_doping.freestanding.source import Source, check_prefix
 from tvm_doping.manifest import TargetSpec, TensorSpec
 from tvm_doping.sparsity.values import Precision
-from tvm_doping.targets import Target
+from tvm_doping.targets import Target, resolve
 
 # Steps that run at once: two tiles of the widest vectors. More need more RAM, and are hardly faster.
 MAX_STEPS = 32
@@ -59,6 +59,14 @@ def compile_c(
         raise InvalidInput("max_steps", "a number from 1 to 1048576", str(max_steps), "The default is 32.")
     if weights not in ("object", "file"):
         raise InvalidInput("weights", "object or file", repr(weights), "Choose one.")
+    target = resolve(target)
+    if target.gpu:
+        raise InvalidInput(
+            "target of C without a runtime",
+            "a CPU",
+            target.name,
+            "Compile a bundle for it, without --runtime c.",
+        )
     name = Path(model).resolve().name if isinstance(model, str | os.PathLike) else type(model).__name__
     prefix = check_prefix(prefix if prefix is not None else _prefix(name))
     compiled = lower(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
+from tvm_doping import gpu
 from tvm_doping.errors import BundleError, TargetError
 from tvm_doping.manifest import Manifest, TargetSpec
 from tvm_doping.targets import DETECT, TARGETS, detect, missing_features
@@ -43,6 +44,15 @@ def choose_variant(
         for target, features in zip(targets, missing, strict=True)
     )
     first = targets[0]
+    wanting = [feature for feature in missing[0] if feature.startswith(gpu.PREFIX)]
+    if len(targets) == 1 and wanting:
+        number = wanting[0].removeprefix(gpu.PREFIX + "sm_")
+        raise BundleError(
+            f"bundle {name!r} for {first.name}",
+            f"an NVIDIA GPU of compute capability {number[:-1]}.{number[-1]} or later, and its driver",
+            str(gpu.lacking(wanting[0])),
+            "Load it on such a machine, or compile the model for this one: `tvm-doping compile --target auto`.",
+        )
     raise BundleError(
         f"bundle {name!r} for {', '.join(target.name for target in targets)}",
         f"a CPU with {', '.join(first.features)}" if len(targets) == 1 else "a CPU that one of these runs on",

@@ -13,6 +13,13 @@ from tvm_doping.errors import BundleError
 
 def open_code(bundle: Bundle) -> Any:
     """Its library, loaded into this process. Raises BundleError for one that this TVM runtime does not load."""
+    if bundle.manifest.target.name.startswith("cuda-"):
+        raise BundleError(
+            f"bundle {bundle.manifest.name!r} for {bundle.manifest.target.name}",
+            "a session that keeps its streams in a GPU's memory",
+            "this release, whose sessions run on CPUs",
+            "Run its library with TVM's relax.VirtualMachine (docs/cuda.md), or compile the model for a CPU.",
+        )
     try:
         if bundle.folder is not None:
             return open_library(bundle.folder / bundle.file)

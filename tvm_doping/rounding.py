@@ -24,7 +24,7 @@ class Rounded:
     """
 
     def __init__(self, packed: Any, signature: Signature, target: Target) -> None:
-        machine = resolve("auto") if missing_features(target.features) else target
+        machine = resolve("auto") if target.gpu or missing_features(target.features) else target
         packed, self.scored = add_scores(packed)
         executable = tvm.compile(packed, machine.tvm(), tir_pipeline=TIR_PIPELINE)
         self.main = relax.VirtualMachine(executable, tvm.cpu())["main"]

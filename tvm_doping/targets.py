@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tvm_doping.cpu import ARM_CORES, arm_cores, cache_bytes, cpu_features, cpu_name
 from tvm_doping.errors import TargetError
+from tvm_doping.gpu import PREFIX, lacking
 
 if TYPE_CHECKING:
     from tvm.target import Target as TvmTarget
@@ -63,7 +64,9 @@ class Target:
     lanes     fp32 values in one vector register;
     detected  whether "auto" may be this target; else it is for those who name it;
     cores     cores the code may use;
-    l1 l2 l3  bytes of cache that one core reaches (data; 0 where there is none).
+    l1 l2 l3  bytes of cache that one core reaches (data; 0 where there is none);
+    gpu       the architecture of the GPU that layers run on, as nvcc names it ("" for a CPU); the rest is then that of its host;
+    multiprocessors  of that GPU, and shared: the bytes of shared memory that a block may take.
     """
 
     name: str
@@ -77,6 +80,9 @@ class Target:
     l1: int = 32 * KIB
     l2: int = 1 * MIB
     l3: int = 16 * MIB
+    gpu: str = ""
+    multiprocessors: int = 0
+    shared: int = 0
 
     def has(self, feature: str) -> bool:
         """Whether code for this target may rely on the CPU feature (a /proc/cpuinfo name)."""
@@ -100,7 +106,22 @@ class Target:
         spec = {"kind": "llvm", "mcpu": self.mcpu, "mattr": list(self.mattr), "num-cores": self.cores}
         if self.foreign:
             spec["mtriple"] = self.triple
-        return TvmTarget({key: value for key, value in spec.items() if value != []})
+        host = {key: value for key, value in spec.items() if value != []}
+        return TvmTarget({"kind": "cuda", "arch": self.gpu}, host=host) if self.gpu else TvmTarget(host)
+
+
+def _cuda(number: int, multiprocessors: int, shared: int) -> Target:
+    """An NVIDIA GPU beside an x86-64 CPU. Its code runs on later ones too, which the number of multiprocessors is not made for."""
+    return Target(
+        name=f"cuda-sm{number}",
+        mcpu="x86-64-v2",
+        features=(*_V2, f"{PREFIX}sm_{number}"),
+        lanes=4,
+        detected=False,  # nothing has run on a GPU yet
+        gpu=f"sm_{number}",
+        multiprocessors=multiprocessors,
+        shared=shared,
+    )
 
 
 def _neon(
@@ -147,6 +168,8 @@ TARGETS: dict[str, Target] = {
     "apple-m1": replace(  # its fast cores
         _neon("apple-m1", _M1, l1=128 * KIB, l2=12 * MIB), triple="arm64-apple-macos11", detected=False
     ),
+    "cuda-sm80": _cuda(80, 108, 163 * KIB),  # A100
+    "cuda-sm90": _cuda(90, 132, 227 * KIB),  # H100 and H200
 }
 DETECT = ("auto", "native")
 
@@ -205,8 +228,9 @@ def detect() -> Target:
 
 
 def missing_features(features: tuple[str, ...] | list[str]) -> list[str]:
-    """Those of the named CPU features that this CPU lacks, sorted."""
-    return sorted(set(features) - cpu_features())
+    """Those of the named features that this CPU lacks, and its GPU, sorted."""
+    ours = {feature for feature in features if feature.startswith(PREFIX)}
+    return sorted({f for f in ours if lacking(f)} | set(features) - ours - cpu_features())
 
 
 def _unknown(able: list[Target]) -> Target:

@@ -86,7 +86,7 @@ def as_cpp(source: str) -> str:
         r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];", r"\1* \2 = (\1*)emulated::shared();", source
     )
     source = re.sub(
-        r"__shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[(\d+)\];",
+        r"(?<!extern )__shared__ (?:(?:__align__|alignas)\(\d+\) )?(\w+) (\w+)\[(\d+)\];",
         lambda m: f"{m[1]}* {m[2]} = ({m[1]}*)emulated::fixed({next(number)}, sizeof({m[1]}) * {m[3]});",
         source,
     )
@@ -99,13 +99,13 @@ def as_cpp(source: str) -> str:
 
 _RUN = """
 extern "C" std::string emulated_run(
-    void* closure, const int* size, int threads, size_t shared, bool together, unsigned order) {
+    void* closure, const int* size, const int* threads, size_t shared, bool together, unsigned order) {
   auto& kernel = *(emulated::Closure*)closure;
-  emulated::Index grid{size[0], size[1], size[2]};
+  emulated::Index grid{size[0], size[1], size[2]}, block{threads[0], threads[1], threads[2]};
   int blocks = grid.x * grid.y * grid.z;
   for (int first = 0; first < blocks; first += together ? blocks : 1) {
     int last = together ? blocks : first + 1;
-    std::string error = emulated::run_blocks(kernel, grid, threads, shared, first, last, order);
+    std::string error = emulated::run_blocks(kernel, grid, block, shared, first, last, order);
     if (!error.empty()) return error;
   }
   return "";

@@ -70,7 +70,7 @@ def test_a_cpu_below_every_level_is_refused_with_the_remedy(cpu):
 
 def test_levels_are_those_of_the_psabi():
     assert len(TARGETS["x86-64-v2"].features) == 15
-    for lower, higher in pairwise(row for row in TARGETS.values() if row.arch == "x86_64"):
+    for lower, higher in pairwise(row for row in TARGETS.values() if row.arch == "x86_64" and not row.gpu):
         assert set(lower.features) < set(higher.features)
         assert lower.lanes <= higher.lanes
     assert set(TARGETS["x86-64-v3"].features) - set(TARGETS["x86-64-v2"].features) == {

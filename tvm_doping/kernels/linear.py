@@ -15,6 +15,7 @@ from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.heads import Head
 from tvm_doping.kernels import head as heads
 from tvm_doping.kernels import product
+from tvm_doping.kernels.cuda import linear as cuda_linear
 from tvm_doping.kernels.emit import SHARED, region
 from tvm_doping.kernels.plan import LinearPlan
 from tvm_doping.kernels.scope import Scope, padded
@@ -23,17 +24,23 @@ from tvm_doping.kernels.streams import Streams, for_each, row
 
 def pack(plan: LinearPlan, w: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
     """The layer's arrays, in the order in which the function takes them. bias (O,)."""
+    if plan.config.grid is not None:
+        return cuda_linear.pack(plan, w, bias)
     return {"bias": np.ascontiguousarray(bias, "float32"), **product.pack(plan.product, w, plan.config)}
 
 
 def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
     """The layer in NumPy on packed arrays: y, or the outputs of the plan's head."""
+    if plan.config.grid is not None:
+        return cuda_linear.reference(plan, arrays, x)
     y: np.ndarray = product.reference(plan.product, arrays)(x) + arrays["bias"]
     return heads.reference(_head(plan), y.astype("float32"))
 
 
 def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
     """The function (x, *arrays, y) of the layer, or (x, *arrays, *outputs of the head)."""
+    if plan.config.grid is not None:
+        return cuda_linear.prim_func(plan, arrays, name)
     head = _head(plan)
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)

@@ -20,6 +20,7 @@ import numpy as np
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels import product
 from tvm_doping.kernels.activations import sigmoid, sigmoid_tanh
+from tvm_doping.kernels.cuda import lstm as cuda_lstm
 from tvm_doping.kernels.emit import LINES, SHARED, Buffer, Expr, copy, load, region, split, store
 from tvm_doping.kernels.plan import LstmPlan
 from tvm_doping.kernels.scope import Scope, padded
@@ -28,6 +29,8 @@ from tvm_doping.kernels.streams import Streams, for_each, row
 
 def pack(plan: LstmPlan, w_ih: Any, w_hh: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
     """The layer's arrays, in the order in which the function takes them. bias (4H,) is b_ih + b_hh."""
+    if plan.config.grid is not None:
+        return cuda_lstm.pack(plan, w_ih, w_hh, bias)
     return {
         "bias": np.ascontiguousarray(bias, "float32"),
         **product.pack(plan.input, w_ih, plan.config, "ih."),
@@ -39,12 +42,17 @@ def reference(
     plan: LstmPlan, arrays: dict[str, np.ndarray], x: np.ndarray, h0: np.ndarray, c0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The layer in NumPy on packed arrays: x (T, N, I), h0 and c0 (N, H) to y (T, N, H), h (N, H), c (N, H)."""
-    w_ih = product.reference(plan.input, product.select(arrays, "ih."))
-    w_hh = product.reference(plan.recurrent, product.select(arrays, "hh."))
+    bias = arrays["bias"]
+    if plan.config.grid is not None:
+        dense_ih, dense_hh, bias = cuda_lstm.to_dense(plan, arrays)
+        w_ih, w_hh = (lambda z: z @ dense_ih.T), (lambda z: z @ dense_hh.T)
+    else:
+        w_ih = product.reference(plan.input, product.select(arrays, "ih."))
+        w_hh = product.reference(plan.recurrent, product.select(arrays, "hh."))
     h, c = h0.astype("float32"), c0.astype("float32")
     y = np.empty((*x.shape[:2], plan.hidden), "float32")
     for t in reversed(range(len(x))) if plan.reverse else range(len(x)):
-        i, f, g, o = np.split(w_ih(x[t]) + w_hh(h) + arrays["bias"], 4, axis=1)
+        i, f, g, o = np.split(w_ih(x[t]) + w_hh(h) + bias, 4, axis=1)
         c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
         h = _sigmoid(o) * np.tanh(c)
         y[t] = h
@@ -53,6 +61,8 @@ def reference(
 
 def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lstm") -> tvm.tirx.PrimFunc:
     """The function (x, h0, c0, *arrays, y, h, c) of the layer."""
+    if plan.config.grid is not None:
+        return cuda_lstm.prim_func(plan, arrays, name)
     formats = f"{plan.input.format},{plan.recurrent.format}"
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)

@@ -13,11 +13,15 @@ from tvm_doping.kernels.emit import SHARED
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-def export(executable: Any, mod: Any, path: Path, compiler: str | None = None) -> None:
+def export(
+    executable: Any, mod: Any, path: Path, compiler: str | None = None, pack_imports: Any = None
+) -> None:
     """Link what `mod` was compiled to, an executable, into the library `path`; compiler: for another machine than this
-    (`cross.compiler`).
+    (`cross.compiler`); pack_imports: of a GPU's kernels (`cuda.image`).
     """
     link = {} if compiler is None else {"cc": compiler}
+    if pack_imports is not None:
+        link["fpack_imports"] = pack_imports
     executable.export_library(str(path), addons=pool_objects(mod, path.parent, compiler), **link)
 
 

@@ -30,9 +30,19 @@ class Lower:
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
         ]
+        if self.target.kind.name == "cuda":
+            passes.append(_on_threads())
         with self.target:
             mod = tvm.transform.Sequential(passes)(mod)
         return replace_main(mod, mod["main"].with_attr(LOWERED, True))
+
+
+def _on_threads() -> Any:
+    """TVM's own loops on the threads of a GPU; kernels that are scheduled already stay as they are."""
+    from tvm.s_tir import dlight
+
+    gpu = dlight.gpu
+    return dlight.ApplyDefaultSchedule(gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
 
 
 def _take(builder: Any, call: Any) -> Any:

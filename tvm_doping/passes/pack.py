@@ -20,6 +20,7 @@ from tvm_doping._tvm import (
     text_of,
 )
 from tvm_doping.kernels import EmbeddingPlan, LinearPlan, LstmPlan, embedding, linear, lstm
+from tvm_doping.kernels.cuda import parts
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.product import select, to_dense
 from tvm_doping.passes.choose import weight
@@ -106,7 +107,7 @@ def _layer(
         "kernel": operation,
         "format": ", ".join(dict.fromkeys(p.format for p, _, _ in products)),
         "values": ", ".join(dict.fromkeys(p.values for p, _, _ in products)),
-        "rounding": _rounding(products, arrays),
+        "rounding": _rounding(plan, products, arrays),
         "reason": plan.reason,
         "rejected": list(plan.rejected),
         "parameters": sum(w.parameters for w in weights) + bias,
@@ -118,16 +119,33 @@ def _layer(
     return {"plan": report["plan"], "arrays": list(arrays), "report": report}, arrays
 
 
-def _rounding(products: list[tuple[Product, Structure, str]], arrays: dict[str, np.ndarray]) -> float:
+def _rounding(
+    plan: LstmPlan | LinearPlan | EmbeddingPlan,
+    products: list[tuple[Product, Structure, str]],
+    arrays: dict[str, np.ndarray],
+) -> float:
     """|rounded - W| / |W| over all weights of a layer, Frobenius norms; 0 where all values are fp32."""
     if all(product.values == "fp32" for product, _, _ in products):
         return 0.0
     off = whole = 0.0
     for product, structure, prefix in products:
         dense = structure.to_dense().astype("float64")
-        off += float(np.square(to_dense(product, select(arrays, prefix)) - dense).sum())
+        stored = _stored(plan, product, select(arrays, prefix))
+        off += float(np.square(stored - dense).sum())
         whole += float(np.square(dense).sum())
     return float(np.sqrt(off / whole)) if whole else 0.0
+
+
+def _stored(
+    plan: LstmPlan | LinearPlan | EmbeddingPlan, product: Product, arrays: dict[str, np.ndarray]
+) -> np.ndarray:
+    """The matrix that a product's arrays stand for."""
+    if plan.config.grid is None:
+        return to_dense(product, arrays)
+    gates, parts_of = (4 if isinstance(plan, LstmPlan) else 1), plan.config.grid.parts
+    return parts.to_dense(
+        product, arrays, parts.Cut(units=product.rows // gates, gates=gates, parts=parts_of)
+    )
 
 
 def describe(weight: Structure) -> str:

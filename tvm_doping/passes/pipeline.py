@@ -23,6 +23,17 @@ from tvm_doping.passes.recover_structure import RecoverStructure
 
 def pipeline(context: Context) -> list[Pass]:
     """From an imported model to loops."""
+    if context.target.gpu:
+        return [
+            DropBroadcasts(context),
+            MatchLinear(context),
+            RecoverStructure(context),
+            Choose(context),
+            Pack(context),
+            Fuse(context),
+            Lower(context),  # look-ups, argmax and the like as well
+            LiftWeights(context),
+        ]
     return [
         DropBroadcasts(context),  # matmul of repeated factors -> of the factors
         MatchLinear(context),  # x W^T + b -> doping.linear

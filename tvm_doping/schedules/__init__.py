@@ -12,7 +12,7 @@ from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
 from tvm_doping.records import Book
-from tvm_doping.schedules import fallback, x86
+from tvm_doping.schedules import cuda, fallback, x86
 from tvm_doping.schedules.embedding import choose_embedding
 from tvm_doping.schedules.layer import DENSE, Candidate, Declined, Layer
 from tvm_doping.schedules.recorded import recorded
@@ -56,6 +56,8 @@ def choose_lstm(
     ScheduleError if every schedule declines what was forced: it lists their reasons.
     """
     layers = [layer_of(structure, batch, precision) for structure in (w_ih, w_hh)]
+    if target.gpu:
+        return cuda.choose_lstm(layers, hidden=int(w_hh.shape[1]), reverse=reverse, target=target, force=force)
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
     # One width for both. Streams and steps run as tiles from the number on at which both products together are faster so.
     config = replace(
@@ -92,6 +94,8 @@ def choose_linear(
 ) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
     layer = layer_of(w, batch, precision)
+    if target.gpu:
+        return cuda.choose_linear(layer, target=target, force=force)
     chosen, rejected = _choose(layer, target, force)
     shared = worth_sharing(chosen.cycles, threads)
     plan = LinearPlan(

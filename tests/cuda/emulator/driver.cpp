@@ -12,7 +12,7 @@
 
 #include "include/fibers.h"
 
-using Run = std::string (*)(void* closure, const int* grid, int threads, size_t shared, bool together, unsigned order);
+using Run = std::string (*)(void* closure, const int* grid, const int* block, size_t shared, bool together, unsigned order);
 using Bind = void* (*)(void** params);
 struct Kernel {
   Run run;
@@ -107,7 +107,8 @@ int cuLaunchKernelEx(const Config* config, void* function, void** params, void**
   for (unsigned i = 0; i < config->count; ++i)
     if (config->attributes[i].id == COOPERATIVE) together = config->attributes[i].value;
   int grid[3] = {(int)config->grid[0], (int)config->grid[1], (int)config->grid[2]};
-  int threads = config->block[0];
+  std::vector<int> block(config->block, config->block + 3);
+  int threads = block[0] * block[1] * block[2];
   size_t shared = config->shared;
   if (shared > SHARED) return fail(1, "more shared memory than a block may take");
   if (together && grid[0] * grid[1] * grid[2] > multiprocessors * (int)(SHARED / std::max<size_t>(shared, SHARED / 2)))
@@ -118,7 +119,7 @@ int cuLaunchKernelEx(const Config* config, void* function, void** params, void**
   void* closure = kernel->bind(params);
   auto copy = std::vector<int>(grid, grid + 3);
   return submit(config->stream, [=]() {
-    std::string error = kernel->run(closure, copy.data(), threads, shared, together, order);
+    std::string error = kernel->run(closure, copy.data(), block.data(), shared, together, order);
     return error.empty() ? 0 : fail(719, error);
   });
 }

@@ -38,7 +38,7 @@ static inline int __ldcv(const int* at) { emulated::yield(); return *at; }
 template <typename T> static inline T exchanged(unsigned mask, T value, int source) {
   static_assert(sizeof(T) <= 8, "values of up to 64 bits");
   emulated::Warp& warp = emulated::warp();
-  std::memcpy(&warp.slots[threadIdx.x % 32], &value, sizeof(T));
+  std::memcpy(&warp.slots[emulated::current->linear % 32], &value, sizeof(T));
   emulated::wait_for_warp(mask);
   T result;
   std::memcpy(&result, &warp.slots[source & 31], sizeof(T));
@@ -46,17 +46,17 @@ template <typename T> static inline T exchanged(unsigned mask, T value, int sour
   return result;
 }
 template <typename T> static inline T __shfl_sync(unsigned mask, T v, int source, int width = 32) {
-  return exchanged(mask, v, (threadIdx.x % 32) / width * width + source % width);
+  return exchanged(mask, v, (emulated::current->linear % 32) / width * width + source % width);
 }
 template <typename T> static inline T __shfl_down_sync(unsigned mask, T v, int by, int width = 32) {
-  int lane = threadIdx.x % 32;
+  int lane = emulated::current->linear % 32;
   return exchanged(mask, v, lane % width + by < width ? lane + by : lane);
 }
 template <typename T> static inline T __shfl_up_sync(unsigned mask, T v, int by, int width = 32) {
-  int lane = threadIdx.x % 32;
+  int lane = emulated::current->linear % 32;
   return exchanged(mask, v, lane % width >= by ? lane - by : lane);
 }
 template <typename T> static inline T __shfl_xor_sync(unsigned mask, T v, int with, int width = 32) {
-  int lane = threadIdx.x % 32;
+  int lane = emulated::current->linear % 32;
   return exchanged(mask, v, lane ^ with);
 }

@@ -30,6 +30,7 @@ struct Group {  // a block
 };
 struct Fiber {
   Index thread;
+  int linear;
   Group* group;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -62,7 +63,7 @@ inline void wait_for_block() {
   Group& group = *current->group;
   wait(group.arrived, group.generation, group.live);
 }
-inline Warp& warp() { return current->group->warps[current->thread.x / 32]; }
+inline Warp& warp() { return current->group->warps[current->linear / 32]; }
 inline void wait_for_warp(unsigned mask) { wait(warp().arrived, warp().generation, __builtin_popcount(mask)); }
 inline void* shared() { return current->group->memory.data(); }
 inline void* fixed(size_t number, size_t bytes) {
@@ -78,7 +79,8 @@ inline void start() {
 }
 
 // Runs blocks [from, to) of the grid side by side; "" or what went wrong. order: 0 forward, 1 backward, others shuffle by it.
-inline std::string run_blocks(Closure& kernel, Index grid, int threads, size_t shared_bytes, int from, int to, unsigned order) {
+inline std::string run_blocks(Closure& kernel, Index grid, Index block, size_t shared_bytes, int from, int to, unsigned order) {
+  int threads = block.x * block.y * block.z;
   std::vector<std::unique_ptr<Group>> groups;
   std::vector<std::unique_ptr<Fiber>> fibers;
   for (int b = from; b < to; ++b) {
@@ -91,7 +93,8 @@ inline std::string run_blocks(Closure& kernel, Index grid, int threads, size_t s
     for (int t = 0; t < threads; ++t) {
       fibers.push_back(std::make_unique<Fiber>());
       Fiber& fiber = *fibers.back();
-      fiber.thread = {t, 0, 0};
+      fiber.linear = t;
+      fiber.thread = {t % block.x, t / block.x % block.y, t / block.x / block.y};
       fiber.group = &group;
       fiber.stack = std::make_unique<char[]>(STACK);
       getcontext(&fiber.context);
