@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tvm_doping.freestanding.kernels import _frame
 from tvm_doping.freestanding.memory import ALIGNMENT, Life, aligned, arrange, in_a_row
 
 lives = st.lists(st.tuples(st.integers(0, 1000), st.integers(-1, 12), st.integers(0, 6)), max_size=14).map(
@@ -36,3 +37,13 @@ def test_it_is_no_larger_than_one_after_the_other_and_no_smaller_than_the_fulles
 def test_memory_is_used_again() -> None:
     offsets, total = arrange({"a": Life(100, 0, 1), "b": Life(100, 1, 2), "c": Life(100, 2, 3)})
     assert total == 256 and offsets["a"] == offsets["c"]
+
+
+def test_frames_are_read_from_assembly() -> None:
+    notes = "\t.cfi_startproc\n\t.cfi_def_cfa_offset 16\n\tsubq\t$64, %rsp\n\t.cfi_def_cfa_offset 80\n\t.cfi_endproc\n"
+    pointer = (
+        "\t.cfi_startproc\n\t.cfi_def_cfa_offset 16\n\t.cfi_def_cfa_register %rbp\n"
+        "\tandq\t$-64, %rsp\n\tsubq\t$256, %rsp\n\t.cfi_endproc\n"
+    )
+    vectors = "\t.cfi_startproc\n\tstp\tx29, x30, [sp, #-96]!\n\tsub\tsp, sp, #1712\n\taddvl\tsp, sp, #-1\n\t.cfi_endproc\n"
+    assert (_frame(notes), _frame(pointer), _frame(notes + vectors)) == (80, 336, 96 + 1712 + 256)

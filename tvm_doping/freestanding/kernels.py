@@ -23,6 +23,7 @@ from tvm_doping.targets import Target
 _ON_THE_STACK = 1024
 # Passes that make TVM's calling convention, and those that refuse to run before it.
 _LATER = ("tirx.MakePackedAPI", "tirx.BF16StorageLegalize", "tirx.FP8StorageLegalize")
+_LONGEST = 256  # bytes of the longest vector that SVE knows
 # What compiled code may call: libm's functions of one and two arguments, for float and double.
 _LIBM = re.compile(
     "(a?(cos|sin|tan)h?|atan2|ceil|copysign|erf|exp(2|10)?|fabs|floor|fma|fmax|fmin|fmod|hypot|ldexp|log(2|10|1p)?|nearbyint"
@@ -154,6 +155,9 @@ def _function_frame(assembly: str) -> int:
         # a frame pointer: the notes end before what is subtracted from the stack pointer, and what aligns it
         frame += sum(map(int, re.findall(r"subq\t\$(\d+), %rsp", body)))
         frame += sum(map(int, re.findall(r"andq\t\$-(\d+), %rsp", body)))
-        for size, shift in re.findall(r"sub\tsp, (?:sp|x9), #(\d+)(?:, lsl #(\d+))?", body):
-            frame += int(size) << int(shift or 0)
-    return frame
+    # Arm: where vectors of unknown length are on the stack the notes are expressions; so from the instructions
+    pushed = sum(map(int, re.findall(r"\[sp, #-(\d+)\]!", body)))
+    taken = re.findall(r"sub\s+sp, (?:sp|x9), #(\d+)(?:, lsl #(\d+))?", body)
+    pushed += sum(int(size) << int(shift or 0) for size, shift in taken)
+    pushed += _LONGEST * sum(map(int, re.findall(r"addvl\s+sp, sp, #-(\d+)", body)))
+    return max(frame, pushed)
