@@ -253,3 +253,8 @@ def _command(*arguments: str) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments])
     assert not stop.value.code
+
+
+def test_a_gpu_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="a CPU for a program in C"):
+        tvm_doping.compile_c(Timeless(), "cuda-sm90", example=(torch.randn(1, 24),))
