@@ -67,16 +67,11 @@ def compile_c(
             target.name,
             "Compile a bundle for it, without --runtime c.",
         )
-    machine = resolve(target)
-    if machine.gpu:
-        raise InvalidInput(
-            "target", "a CPU for a program in C", machine.name, "Compile it into a bundle: --runtime tvm."
-        )
     name = Path(model).resolve().name if isinstance(model, str | os.PathLike) else type(model).__name__
     prefix = check_prefix(prefix if prefix is not None else _prefix(name))
     compiled = lower(
         model,
-        machine,
+        target,
         example=example,
         batch=batch,
         head=head,
@@ -87,7 +82,7 @@ def compile_c(
         tolerance=tolerance,
         golden=lambda s: (_GOLDEN_STEPS if s.streaming else min(_GOLDEN_STEPS, max_steps), batch),
     )
-    signature = compiled.signature
+    signature, machine = compiled.signature, compiled.target
     calls = program(compiled.module, signature, list(compiled.weights), batch=batch, steps=max_steps)
     kernels = compile_kernels(calls.kernels, f"{prefix}_kernel_", machine, max_steps)
     plan = layout(calls, kernels.workspace)
