@@ -104,6 +104,7 @@ def compile(
     *,
     example: Any = None,
     batch: int = 1,
+    steps: int = 1,
     head: str | None = None,
     threads: int = 1,
     dump: str | os.PathLike[str] | None = None,
@@ -118,6 +119,7 @@ def compile(
                is taken where it is loaded;
     example    inputs to trace the model with, a tuple; guessed from the model if left out;
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
+    steps      time steps of a call to be fast for (1: a stream, step by step); any number runs;
     head       what is wanted of the model's first output, its logits (..., V), and returned in their place: "argmax",
                "log_softmax", "softmax" or "top_k:K" (values, then indices), computed in the kernel of the layer that makes them;
     threads    threads of a session to be fast for: layers that are worth it share their work (with 1: none); any number then
@@ -154,6 +156,7 @@ def compile(
             machine,
             example=example,
             batch=batch,
+            steps=steps,
             head=head,
             threads=threads,
             dump=dump if dump is None or len(targets) == 1 else Path(dump) / machine.name,
@@ -172,6 +175,7 @@ def lower(
     *,
     example: Any = None,
     batch: int = 1,
+    steps: int = 1,
     head: str | None = None,
     threads: int = 1,
     dump: str | os.PathLike[str] | None = None,
@@ -184,6 +188,8 @@ def lower(
     """What `compile` puts into the bundle; golden: the (T, N) of its golden run, else those of the example."""
     if batch < 1:
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
+    if steps < 1:
+        raise InvalidInput("steps", "at least 1", str(steps), "Name the time steps of a call to be fast for.")
     check_threads(threads, False, MOST, "the bundle")
     if not 0 <= tolerance < math.inf:
         raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
@@ -207,6 +213,7 @@ def lower(
     context = Context(
         target=machine,
         batch=batch,
+        steps=steps,
         threads=threads,
         precision=precision,
         force=force,

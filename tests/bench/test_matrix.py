@@ -73,7 +73,7 @@ def test_the_ceilings_are_those_of_caches_and_units() -> None:
 
 @pytest.mark.slow
 def test_threads_share_the_roofline() -> None:
-    bundle = variants.compiled(64, Variant(compression=5, pattern="unstructured"), "auto", 1)
+    bundle = variants.compiled(64, Variant(compression=5, pattern="unstructured"), "auto", 1, 1)
     sizes = {"L1": 1 << 40}
     found = ceilings.Ceilings(gbs={"L1": 1.0, "memory": 1.0}, sizes=sizes, gmacs=1e3, lanes=8)
     one, two = (ceilings.bound(bundle, found, steps=3, batch=1, threads=threads) for threads in (1, 2))

@@ -191,12 +191,22 @@ def test_results_that_differ_are_refused() -> None:
         ("no/such/folder", {}, CheckpointError),
         (42, {}, InvalidInput),
         (Tagger(), {"batch": 0}, InvalidInput),
+        (Tagger(), {"steps": 0}, InvalidInput),
         (Tagger(), {"tolerance": -1}, InvalidInput),
         (Tagger(), {"tolerance": float("nan")}, InvalidInput),
         (Tagger(), {"example": torch.zeros(2, 2)}, InvalidInput),
         (nn.Bilinear(2, 3, 4), {}, InvalidInput),
     ],
-    ids=["no folder", "no model", "no batch", "negative", "nan", "floats for tokens", "no example"],
+    ids=[
+        "no folder",
+        "no model",
+        "no batch",
+        "no steps",
+        "negative",
+        "nan",
+        "floats for tokens",
+        "no example",
+    ],
 )
 def test_what_is_wrong_is_said(model: Any, options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -49,6 +49,22 @@ def test_a_dense_enough_s_is_looked_up_with_avx2() -> None:
     assert {plan.input.sparse, plan.recurrent.sparse} <= {"csr", "sell16"}
 
 
+def test_steps_known_at_once_are_projected_by_a_format_that_serves_all_lanes() -> None:
+    """W_ih runs as tiles of steps, W_hh step by step; streams that run side by side leave no lanes to steps."""
+    w, target = doped(2560, 640, 0.1), targets.resolve("x86-64-v3")
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, steps=35)
+    assert (plan.input.sparse, plan.recurrent.sparse) == ("sell16", "perm8")
+    alone = schedules.choose_lstm(w, w, reverse=False, target=target)
+    assert plan.recurrent == alone.recurrent
+    assert min(a.cycles for a in plan.input.alternatives) < min(a.cycles for a in alone.input.alternatives)
+    one, many = (
+        schedules.choose_lstm(w, w, reverse=False, target=target, batch=8, steps=s) for s in (1, 35)
+    )
+    assert one == many
+    linear = schedules.choose_linear(w, target=target, batch=1, steps=16)
+    assert linear == schedules.choose_linear(w, target=target, batch=16)
+
+
 def test_a_batch_prefers_a_format_without_padding() -> None:
     w, target = doped(2560, 640, 0.02), targets.resolve("x86-64-v4")
     plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=16)

@@ -74,6 +74,11 @@ def streams_compiled_for(batch: int, lanes: int) -> int:
     return min(batch, 2 * lanes) if batch % lanes == 0 else batch
 
 
+def steps_compiled_for(T: int, lanes: int) -> int:
+    """The same of the steps of a call."""
+    return min(T, 4 * lanes)
+
+
 def groups(axes: Mapping[str, Sequence[Any]], lanes: int) -> Iterator[Group]:
     """All groups of some axes; those that share compiled models come in a row."""
     variants = tuple(

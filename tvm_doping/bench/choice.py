@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping.bench import variants
-from tvm_doping.bench.cells import FULL, Axes, Group, Variant, filtered, groups, streams_compiled_for
+from tvm_doping.bench.cells import (
+    FULL,
+    Axes,
+    Group,
+    Variant,
+    filtered,
+    groups,
+    steps_compiled_for,
+    streams_compiled_for,
+)
 from tvm_doping.bench.engines.doped import Doped
 from tvm_doping.bench.machine import describe, pinned
 from tvm_doping.bench.measure import interleave, summarise
@@ -92,20 +101,20 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _cell(group: Group, variant: Variant, target: Target, seconds: float) -> dict[str, Any]:
-    streams_of = streams_compiled_for(group.batch, target.lanes)
-    bundles = {CHOSEN: variants.compiled(group.H, variant, target.name, streams_of)}
+    fast_for = streams_compiled_for(group.batch, target.lanes), steps_compiled_for(group.T, target.lanes)
+    bundles = {CHOSEN: variants.compiled(group.H, variant, target.name, *fast_for)}
     taken = _formats(bundles[CHOSEN])
     for name in FORMATS:
         if taken == {name}:
             continue  # the same code: the choice stands for it
         try:
             bundles[name] = variants.compiled(
-                group.H, variant, target.name, streams_of, force=(("format", name),)
+                group.H, variant, target.name, *fast_for, force=(("format", name),)
             )
         except ScheduleError:
             continue  # no candidate on this target
     if taken != {DENSE}:
-        bundles[DENSE] = variants.compiled(group.H, None, target.name, streams_of)
+        bundles[DENSE] = variants.compiled(group.H, None, target.name, *fast_for)
     x = variants.dense(group.H).inputs(group.T, group.batch, 1, 0)[0]
     with pinned(group.threads):
         streams = {name: Doped(bundle).open(group.T, group.batch) for name, bundle in bundles.items()}

@@ -88,6 +88,7 @@ def measure_model(
                 scope,
                 target,
                 batch,
+                min(steps),
                 precision,
                 threads,
                 name,
@@ -245,6 +246,7 @@ def _compiled(
     scope: str,
     target: str,
     batch: int,
+    steps: int,
     precision: Precision,
     threads: int,
     name: str,
@@ -255,7 +257,7 @@ def _compiled(
     from tvm_doping.build import compile
 
     echo(f"{scope}: compiling {name} for {target}")
-    return compile(module, target=target, batch=batch, threads=threads, precision=precision)
+    return compile(module, target=target, batch=batch, steps=steps, threads=threads, precision=precision)
 
 
 def _check_bundle(bundle: Bundle, subject: Subject) -> None:

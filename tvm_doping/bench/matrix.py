@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping.bench import ceilings, variants
-from tvm_doping.bench.cells import FAST, FULL, Axes, Group, Variant, filtered, groups, streams_compiled_for
+from tvm_doping.bench.cells import (
+    FAST,
+    FULL,
+    Axes,
+    Group,
+    Variant,
+    filtered,
+    groups,
+    steps_compiled_for,
+    streams_compiled_for,
+)
 from tvm_doping.bench.engines import make
 from tvm_doping.bench.engines.doped import Doped
 from tvm_doping.bench.engines.stream import Stream
@@ -102,16 +112,17 @@ def _with_those_of(path: Path, group: Group) -> Group | None:
 
 def _measure(group: Group, target: Target, seconds: float, echo: Callable[[str], None]) -> dict[str, Any]:
     """One interleaved run of a group, as it is stored: no samples, their median, p20, p80 and number."""
-    streams_of, bundles, impossible = streams_compiled_for(group.batch, target.lanes), {}, {}
+    bundles, impossible = {}, {}
+    fast_for = streams_compiled_for(group.batch, target.lanes), steps_compiled_for(group.T, target.lanes)
     for variant in group.variants:
         try:
             bundles[variant] = variants.compiled(
-                group.H, variant, target.name, streams_of, threads=group.threads
+                group.H, variant, target.name, *fast_for, threads=group.threads
             )
         except DopingError as error:  # a size or density at which the pattern does not exist
             impossible[variant.name] = " ".join(str(error).split())
             echo(f"{variant.name}: {impossible[variant.name]}")
-    own = variants.compiled(group.H, None, target.name, streams_of, threads=group.threads)
+    own = variants.compiled(group.H, None, target.name, *fast_for, threads=group.threads)
     subject = variants.dense(group.H)
     streams: dict[str, Stream] = {}
     with pinned(group.threads) as cores:

@@ -37,22 +37,31 @@ def compiled(
     variant: Variant | None,
     target: str,
     batch: int,
+    steps: int,
     force: tuple[tuple[str, Any], ...] = (),
     threads: int = 1,
 ) -> Bundle:
     """The bundle of a variant, of the dense layers for None; compiled once. It was compared with PyTorch then."""
-    return _compiled(H, variant, target, batch, force, threads)
+    return _compiled(H, variant, target, batch, steps, force, threads)
 
 
 @lru_cache(maxsize=_KEPT)
 def _compiled(
-    H: int, variant: Variant | None, target: str, batch: int, force: tuple[tuple[str, Any], ...], threads: int
+    H: int,
+    variant: Variant | None,
+    target: str,
+    batch: int,
+    steps: int,
+    force: tuple[tuple[str, Any], ...],
+    threads: int,
 ) -> Bundle:
     if variant is None:
         model, force = dense(H).module(), (("structure", "dense"),)
     else:
         model = doped(H, variant)
-    return compile(outputs_alone(model), target=target, batch=batch, threads=threads, force=dict(force))
+    return compile(
+        outputs_alone(model), target=target, batch=batch, steps=steps, threads=threads, force=dict(force)
+    )
 
 
 def forget() -> None:

@@ -36,7 +36,7 @@ def bench(
         typer.Option(
             min=1,
             metavar="T",
-            help="Time steps T of a call; repeatable.  [default: 1 and 35]",
+            help="Time steps T of a call; repeatable. What is compiled is optimised for the fewest.  [default: 1 and 35]",
             show_default=False,
         ),
     ] = None,

@@ -43,6 +43,14 @@ def compile(
             help="Streams side by side to optimise for; any number runs, with the same results.",
         ),
     ] = 1,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="T",
+            help="Time steps of a call to optimise for, 1 for a stream of single steps; any number runs, with the same results.",
+        ),
+    ] = 1,
     head: Annotated[
         str | None,
         typer.Option(
@@ -163,6 +171,7 @@ def compile(
         run,
         machines if len(machines) > 1 else machines[0],
         batch=batch,
+        steps=steps,
         head=head,
         threads=threads,
         dump=dump,

@@ -15,8 +15,8 @@ Pass = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """target, batch and threads (how many to be fast for), precision (how low stored values may go) and force (choices of the
-    schedules that a user forced), records (what was measured; None: all is predicted);
+    """target; batch, steps and threads (how many to be fast for), precision (how low stored values may go), force (choices of
+    the schedules that a user forced), records (what was measured; None: all is predicted);
 
     names    handle of a constant's tensor -> the name of the parameter it came from;
     weights  filled by LiftWeights: name -> TVM tensor, in the order of main's last parameter.
@@ -24,6 +24,7 @@ class Context:
 
     target: Target
     batch: int = 1
+    steps: int = 1
     precision: Precision = "exact"
     threads: int = 1
     force: Mapping[str, Any] | None = None

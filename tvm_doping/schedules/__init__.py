@@ -42,6 +42,7 @@ def choose_lstm(
     reverse: bool,
     target: Target,
     batch: int = 1,
+    steps: int = 1,
     precision: Precision = "exact",
     threads: int = 1,
     force: dict[str, Any] | None = None,
@@ -50,12 +51,14 @@ def choose_lstm(
     """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format of
     S; {"structure": "kept"} keeps a weight from being multiplied out where dense is predicted to be faster.
 
-    precision: how low the stored values may go. records: what was measured, which goes before what is predicted; a forced
+    steps: of a call, to be fast for. precision: how low the stored values may go. records: what was measured, which goes before what is predicted; a forced
     choice goes before both.
 
     ScheduleError if every schedule declines what was forced: it lists their reasons.
     """
-    layers = [layer_of(structure, batch, precision) for structure in (w_ih, w_hh)]
+    # Streams that run side by side leave no lanes to steps.
+    ahead = steps if batch == 1 else 1
+    layers = [layer_of(w_ih, batch, precision, steps=ahead), layer_of(w_hh, batch, precision)]
     if target.gpu:
         return cuda.choose_lstm(layers, hidden=int(w_hh.shape[1]), reverse=reverse, target=target, force=force)
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
@@ -87,13 +90,14 @@ def choose_linear(
     *,
     target: Target,
     batch: int = 1,
+    steps: int = 1,
     threads: int = 1,
     precision: Precision = "exact",
     force: dict[str, Any] | None = None,
     records: Book | None = None,
 ) -> LinearPlan:
-    """The plan of a linear layer with the structure w (O, I); batch: the rows of its input to be fast for."""
-    layer = layer_of(w, batch, precision)
+    """The plan of a linear layer with the structure w (O, I); batch x steps: the rows of its input to be fast for."""
+    layer = layer_of(w, batch * steps, precision)
     if target.gpu:
         return cuda.choose_linear(layer, target=target, force=force)
     chosen, rejected = _choose(layer, target, force)
@@ -111,11 +115,11 @@ def choose_linear(
     return recorded(plan, {"product": layer}, target=target, threads=threads, records=records)
 
 
-def layer_of(structure: Any, batch: int = 1, precision: Precision = "exact") -> Layer:
+def layer_of(structure: Any, batch: int = 1, precision: Precision = "exact", *, steps: int = 1) -> Layer:
     """The product of a weight, as schedules see it."""
     part = product.part_of(structure)
     s = structure.S if structure.kind == "doped" else sp.csr_array(part.shape, dtype="float32")
-    return Layer(part=part, sparse=s, batch=batch, precision=precision)
+    return Layer(part=part, sparse=s, batch=batch, steps=steps, precision=precision)
 
 
 def _choose(layer: Layer, target: Target, force: dict[str, Any] | None) -> tuple[Candidate, tuple[str, ...]]:

@@ -22,12 +22,14 @@ class Layer:
     """One product to schedule: the structured part and S (m, n) of a weight.
 
     batch      the number of streams to be fast for; every number of streams works.
+    steps      of each, that many steps are known at once: they run as tiles, like streams.
     precision  how low stored values may go: a schedule may keep them in fp32 where narrow ones would be slower.
     """
 
     part: Part
     sparse: sp.csr_array
     batch: int = 1
+    steps: int = 1
     precision: Precision = "exact"
 
     @property

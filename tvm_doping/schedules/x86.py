@@ -68,8 +68,8 @@ def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) 
 
 def _time(c: Candidate, layer: Layer) -> float:
     """Cycles of a step of all streams: whole tiles, and the rest as a tile or one by one."""
-    full, rest = divmod(layer.batch, c.config.tile)
-    return full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)
+    full, rest = divmod(layer.batch * layer.steps, c.config.tile)
+    return (full * c.tile_cycles + min(rest * c.cycles, c.tile_cycles)) / layer.steps
 
 
 def _alternative(c: Candidate, layer: Layer) -> Alternative:
