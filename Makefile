@@ -9,12 +9,15 @@ PYTEST ?=
 FUZZ_RUNS ?= 20000
 FUZZ_TARGETS ?= bundle run-folder records recipe bytes library
 
-.PHONY: help demo test fuzz lint format install install-dev system clean
+ARM_ROOT := build/arm-root
+
+.PHONY: help demo test test-arm arm-root fuzz lint format install install-dev system system-arm clean
 
 help:
 	@echo "make demo    train, compile, check and time a small doped LSTM (about 4 minutes)"
 	@echo "make test    all tests        (PYTEST='-m \"not slow\"' and the like are passed on)"
 	@echo "make fuzz    the loaders with hostile files, FUZZ_RUNS=$(FUZZ_RUNS) for each of FUZZ_TARGETS"
+	@echo "make test-arm  the tests on emulated Arm machines (sets up qemu, a cross compiler and an arm64 root)"
 	@echo "make lint    ruff and mypy    make format  ruff, rewriting"
 	@echo "make clean   remove what these made, the virtual environment included"
 
@@ -28,6 +31,13 @@ fuzz: install-dev
 	@set -e; for target in $(FUZZ_TARGETS); do \
 	  echo "== $$target"; $(BIN)/python -m tests.fuzz.run $$target $(FUZZ_RUNS) 2>&1 | tail -n 4; \
 	done
+
+test-arm: arm-root
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest tests/emulated $(PYTEST)
+
+# After it, `make test` runs these tests too.
+arm-root: install-dev system-arm
+	tests/emulated/root.sh $(ARM_ROOT) $(BIN)/python
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -55,6 +65,19 @@ system:
 	  fi; \
 	fi
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, got {v}; say which: make PYTHON=python3.11 ...")'
+
+# An emulator, and a compiler that links for it; as above.
+system-arm:
+	@need=""; \
+	command -v qemu-aarch64-static >/dev/null || need="$$need qemu-user-static"; \
+	command -v aarch64-linux-gnu-g++ >/dev/null || need="$$need g++-aarch64-linux-gnu"; \
+	if [ -n "$$need" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$need; \
+	  else \
+	    echo "Missing:$$need. Install with: sudo apt-get install$$need"; exit 1; \
+	  fi; \
+	fi
 
 # torch first and alone: the same version as a CPU build where pip finds one, else the one with CUDA libraries
 # (larger, and just as good on a machine without a GPU).

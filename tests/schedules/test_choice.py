@@ -11,7 +11,7 @@ from scipy import sparse as sp
 from tvm_doping import schedules, structures, targets
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import LstmPlan
-from tvm_doping.schedules import x86
+from tvm_doping.schedules import arm, x86
 
 
 def doped(m: int, n: int, density: float, block: int = 1) -> structures.Doped:
@@ -185,3 +185,22 @@ def test_a_dense_weight_has_one_way_to_run() -> None:
     w = structures.Dense(np.ones((64, 16), "float32"))
     (only,) = schedules.choose_linear(w, target=targets.resolve("x86-64-v3")).product.alternatives
     assert (only.format, only.bytes) == ("dense", 4096) and only.cycles > 0
+
+
+@pytest.mark.parametrize("target", ["cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "apple-m1"])
+def test_arm_chooses_by_core_and_says_why(target: str) -> None:
+    assert formats(target, 0.05, block=8) == {"block8"} and formats(target, 0.03) == {"sell16"}
+    w, machine = doped(2560, 640, 0.05), targets.resolve(target)
+    plan = schedules.choose_lstm(w, w, reverse=False, target=machine, batch=16)
+    assert plan.config.gather == ("sve" if target == "neoverse-v1" else "lanes")
+    assert (plan.config.lanes, plan.config.registers, plan.config.steps) == (4, 32, 8)
+    assert {other.tile for other in plan.input.alternatives} == {4, 8, 16}
+    assert {other.format for other in plan.input.alternatives} == {"csr", "sell16", "block4", "block8", "block16", "dense"}
+    with pytest.raises(ScheduleError, match="no such format on arm"):
+        schedules.choose_lstm(w, w, reverse=False, target=machine, force={"format": "perm8"})
+
+
+def test_arm_stores_fp16_wherever_it_may() -> None:
+    layer = replace(schedules.layer_of(doped(2560, 640, 0.05)), precision="fp16")
+    answer = arm.choose(layer, targets.resolve("cortex-a72"))
+    assert isinstance(answer, schedules.Candidate) and answer.format == "sell16"

@@ -132,6 +132,16 @@ def _sum(terms: list[Expr]) -> Expr:
     return terms[0]
 
 
+def across(vector: Expr, lanes: int) -> Expr:
+    """The sum of a vector's lanes, by halves."""
+    while lanes > 1:
+        lanes //= 2
+        whole = T.bind(vector)
+        low, high = (T.Shuffle([whole], list(range(first, first + lanes))) for first in (0, lanes))
+        vector = low + high
+    return vector
+
+
 def address(value: Expr) -> Expr:
     """A stored index as what buffers are addressed with, 64 bits wide, computed once.
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from tvm_doping.sparsity.values import ValueType
 
 Order = Literal["left", "right"]
+Gather = Literal["", "lanes", "sve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Config:
                 `lanes`; 0: each step projects its own input); bounds the memory, whatever T is.
     steps_from  a remainder of at least so many steps is worth a padded tile.
     portable    emulate the AVX-512 instructions of the look-up formats: slow, for tests on CPUs without them.
+    gather      how values of z come into one vector, for one stream: "" as the format has it, "lanes" by single loads into its
+                lanes (in csr too, four nonzeros of a row side by side), "sve" by SVE's instruction.
     shared      whether the threads of a session share the work of a step: it must outweigh the barriers (schedules.threads).
     grid        the numbers of a CUDA kernel, which has no others; None for CPUs.
     """
@@ -56,6 +59,7 @@ class Config:
     steps: int = 0
     steps_from: int = 0
     portable: bool = False
+    gather: Gather = ""
     shared: bool = False
     grid: Grid | None = None
 

@@ -10,8 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels import perm8, perm32, perm64
-from tvm_doping.kernels.emit import LINES, Buffer, Expr, Registers, add, address, load, splat, split, unpacked
+from tvm_doping.kernels import gather, perm8, perm32, perm64
+from tvm_doping.kernels.emit import (
+    LINES,
+    Buffer,
+    Expr,
+    Registers,
+    across,
+    add,
+    address,
+    load,
+    splat,
+    split,
+    unpacked,
+)
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
@@ -27,6 +39,9 @@ def emit(product: Product, scope: Scope) -> None:
 
 def _csr_stream(product: Product, scope: Scope) -> None:
     """Rows one after the other, 0.6-0.75 nonzeros a cycle. Rows are padded to whole groups of accumulators."""
+    if scope.config.gather and product.params["multiple"] % scope.lanes == 0:
+        _csr_vectors(product, scope)
+        return
     indptr, indices, values = _arrays(scope, "indptr", "indices", "values")
     unroll = product.params["multiple"]
     with split(product.rows, scope.shared, LINES) as r:
@@ -37,6 +52,21 @@ def _csr_stream(product: Product, scope: Scope) -> None:
                 at = first + k * unroll + u
                 acc.fma(u, widen(values[at]), scope.z[tirx.Cast("int64", indices[at])])
         total = scaled(acc.total(), _scales(scope), r, 1)
+        T.buffer_store(scope.y, scope.y[r] + total, [r])
+
+
+def _csr_vectors(product: Product, scope: Scope) -> None:
+    """The same with a row's nonzeros side by side in vectors: one load for the values of a vector, one for its indices (NEON)."""
+    indptr, indices, values = _arrays(scope, "indptr", "indices", "values")
+    unroll, lanes = product.params["multiple"], scope.lanes
+    with gather.scope(scope.config), split(product.rows, scope.shared, LINES) as r:
+        acc = Registers(unroll // lanes, lanes)
+        first = address(indptr[r])
+        with T.serial(0, (address(indptr[r + 1]) - first) // unroll) as k:
+            for v in range(unroll // lanes):
+                at = first + k * unroll + v * lanes
+                acc.fma(v, widen(load(values, at, lanes)), gather.gathered(scope, indices, at, lanes))
+        total = scaled(across(acc.total(), lanes), _scales(scope), r, 1)
         T.buffer_store(scope.y, scope.y[r] + total, [r])
 
 
@@ -65,15 +95,14 @@ def _sell16_stream(product: Product, scope: Scope) -> None:
     both (8 % faster than two); a vectorised x[indices] LLVM would scalarise.
     """
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
-    with split(int(group_ptr.shape[0]) - 1, scope.shared) as g:
+    with gather.scope(scope.config), split(int(group_ptr.shape[0]) - 1, scope.shared) as g:
         lanes = min(8, scope.lanes)
         acc = Registers(16 // lanes, lanes)
         first = address(group_ptr[g])
         with T.serial(0, address(group_ptr[g + 1]) - first) as k:
             for q in range(16 // lanes):
-                gathered = [scope.z[column] for column in unpacked(indices, lanes * q, lanes, first + k)]
                 weights = widen(load(values, lanes * q, lanes, first + k))
-                acc.fma(q, weights, T.Shuffle(gathered, list(range(lanes))))
+                acc.fma(q, weights, gather.gathered(scope, indices, lanes * q, lanes, first + k))
         scatter_rows(
             scope, rows, g, [(scaled(acc[q], _scales(scope), g, lanes), lanes) for q in range(16 // lanes)]
         )
@@ -102,7 +131,8 @@ def _block_stream(product: Product, scope: Scope) -> None:
     b = int(values.shape[1])
     lanes = min(b, scope.lanes)
     parts = b // lanes
-    unroll = max(1, 4 // parts)  # four chains of FMAs at least, to cover their latency
+    # four chains of FMAs at least, to cover their latency; as many as short vectors leave registers for
+    unroll = max(1, max(4, scope.config.registers // lanes) // parts) if lanes == scope.lanes else 4 // parts
     with split(int(block_ptr.shape[0]) - 1, scope.shared) as g:
         acc = Registers(unroll * parts, lanes)
         first = address(block_ptr[g])

@@ -12,7 +12,7 @@ from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
 from tvm_doping.records import Book
-from tvm_doping.schedules import cuda, fallback, x86
+from tvm_doping.schedules import arm, cuda, fallback, x86
 from tvm_doping.schedules.embedding import choose_embedding
 from tvm_doping.schedules.layer import DENSE, Candidate, Declined, Layer
 from tvm_doping.schedules.recorded import recorded
@@ -32,7 +32,11 @@ __all__ = [
     "layer_of",
 ]
 
-SCHEDULES: dict[str, Callable[..., Candidate | Declined]] = {"x86": x86.choose, "fallback": fallback.choose}
+SCHEDULES: dict[str, Callable[..., Candidate | Declined]] = {
+    "x86": x86.choose,
+    "arm": arm.choose,
+    "fallback": fallback.choose,
+}
 
 
 def choose_lstm(

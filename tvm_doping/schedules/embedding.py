@@ -8,7 +8,7 @@ from tvm_doping.kernels import product
 from tvm_doping.kernels.plan import Config, EmbeddingPlan, Product
 from tvm_doping.targets import Target
 
-_REGISTERS = 16  # of AVX2: what a row needs is far less
+_REGISTERS = 16  # of AVX2, the fewest: what a row needs is far less
 
 
 def choose_embedding(w: Any, *, target: Target, tokens: str = "int64") -> EmbeddingPlan:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tvm_doping.kernels.plan import Config, LinearPlan, LstmPlan, Part, Product
+from tvm_doping.kernels.plan import LinearPlan, LstmPlan, Part, Product
 from tvm_doping.records import Book, Choice, Found, Key, Numbers, Way, Weight, batch_class
 from tvm_doping.records.book import SAME
 from tvm_doping.records.model import DENSE, PRODUCTS
@@ -34,7 +34,7 @@ def recorded(plan: _Plan, layers: Mapping[str, Layer], *, target: Target, thread
 def apply(plan: _Plan, layers: Mapping[str, Layer], choice: Choice) -> _Plan:
     """The plan with its products and numbers as chosen; what was weighed stays with it."""
     products = {name: _product(layers[name], getattr(plan, name), way) for name, way in choice.ways.items()}
-    return replace(plan, config=Config(**choice.numbers.model_dump()), **products)  # type: ignore[arg-type]
+    return replace(plan, config=replace(plan.config, **choice.numbers.model_dump()), **products)  # type: ignore[arg-type]
 
 
 def choice_of(plan: LstmPlan | LinearPlan) -> Choice:

@@ -7,7 +7,7 @@ part of it: the ways of a product differ in how its S is stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from tvm_doping.records import Choice, Numbers, Way
 from tvm_doping.records.model import DENSE
-from tvm_doping.schedules import fallback, x86
+from tvm_doping.schedules import arm, fallback, x86
 from tvm_doping.schedules.layer import Candidate, Layer
+from tvm_doping.schedules.rates import CORES
 from tvm_doping.schedules.recorded import choice_of
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import VALUE_BYTES
@@ -145,8 +146,8 @@ def start(space: Space) -> Choice:
 
 def _ways(layer: Layer, target: Target) -> dict[tuple[str, int], tuple[Way, Candidate]]:
     """(way, lanes) -> the way, and what the schedules predict of it (with their own packing)."""
-    known: Mapping[str, Any] = {"x86": x86.space, "fallback": fallback.space}
-    propose = known["x86" if target.name.startswith("x86-64") else "fallback"]
+    propose = x86.space if target.name.startswith("x86-64") else fallback.space
+    propose = arm.space if target.name in CORES else propose
     found: dict[tuple[str, int], tuple[Way, Candidate]] = {}
     # of tiles of one vector, where there are several: what another tile is worth follows from its vectors
     for candidate in sorted(propose(layer, target), key=lambda c: -c.config.tile):

@@ -1,8 +1,4 @@
-"""What a product costs on x86-64, format by format: the numbers behind the schedules' choice.
-
-The constants of AVX2 were measured on one core of an AMD Zen 3 server, those of AVX-512 on AMD Zen 4 and Zen 5 servers; only their
-ratios matter to the choice.
-"""
+"""What a product costs, format by format, by the constants of the target in `rates`."""
 
 from __future__ import annotations
 
@@ -13,48 +9,12 @@ import numpy as np
 from scipy import sparse as sp
 
 from tvm_doping.schedules.layer import Layer
+from tvm_doping.schedules.rates import rate
 from tvm_doping.sparsity.formats.perm import PERM32, Reach
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.targets import Target
 
-# AVX2 and below, AVX-512. Cycles, if nothing else is said.
-_RATES: dict[str, tuple[float, float]] = {
-    # Bytes a cycle that one core reads from its L2, its L3, and memory, as weights: in one stream, used as they come.
-    "l2": (30.0, 60.0),
-    "l3": (17.5, 25.0),
-    "memory": (7.0, 9.0),
-    # Of a cache, what a product may count on: a model's products share it, four for a two-layer LSTM, with what runs beside it.
-    "share": (0.2, 0.12),
-    # An FMA of a tile with the load of its vector of streams and of its index: where the tile's inputs fit the L1 beside the
-    # weights that pass through it, and where they come from the L2.
-    "tile": (1.2, 1.1),
-    "tile_l2": (1.45, 1.5),
-    # Of what such an FMA takes in a block, whose rows share the load of the streams.
-    "tile_block": (0.5, 0.6),
-    # A nonzero of CSR: scalar loads of its index, value and input. A row: its loop, and the sum of its accumulators.
-    "csr": (1.0, 1.67),
-    "csr_row": (2.0, 8.0),
-    "csr_row_tile": (2.0, 4.4),
-    # A nonzero of SELL-16: scalar loads and shuffles make a vector. A group: its loop, its sums to their rows.
-    "sell16": (0.73, 0.8),
-    "sell16_group": (30.0, 30.0),
-    "sell16_group_tile": (15.0, 0.0),
-    # A slot of perm8: a look-up and an FMA, four loads. A group: its loop, whose end is mispredicted.
-    "perm8": (2.1, 2.1),
-    "perm8_group": (20.0, 20.0),
-    # A block: its column's index and broadcast, and the FMA of each vector of rows. A group of rows: its loop.
-    "block": (0.9, 0.5),
-    "block_fma": (0.6, 0.6),
-    "block_group": (3.0, 12.0),
-    # The FMA of a dense matrix, where it need not wait for memory; in a tile, register tiles share the loads. A vector of rows.
-    "dense": (0.75, 0.6),
-    "dense_tile": (0.6, 0.6),
-    "dense_rows": (12.0, 12.0),
-    # The FMA of a Kronecker product, whose loops are short; in a tile they are longer.
-    "kronecker": (0.55, 1.0),
-    "kronecker_tile": (0.6, 1.0),
-}
 # Of a tile's inputs, how much of the L1 they may take: the weights pass through it.
 _SHARE_OF_L1 = 0.7
 
@@ -75,11 +35,6 @@ class Cost:
 
 
 NOTHING = Cost(cycles=0.0, tile=0.0, stored=0.0, bytes=0.0, note="S is empty")
-
-
-def rate(name: str, target: Target) -> float:
-    """A constant of the table above, for the instruction set of the target."""
-    return _RATES[name][target.lanes == 16]
 
 
 def reading(size: float, whole: float, target: Target) -> float:
