@@ -10,6 +10,8 @@ from tvm_doping.bench.predict.tools import llvm
 from tvm_doping.errors import BenchError
 
 _TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+# A disassembler writes the address itself, of a program far beyond what this instruction reaches from where mca puts it.
+_NEAR = re.compile(r"^(\s*adr\s+\w+,).*")
 _REGION = re.compile(r"^\[\d+\] Code Region - (\S+)$", re.MULTILINE)
 _CYCLES = re.compile(r"^Total Cycles:\s+(\d+)$", re.MULTILINE)
 
@@ -20,7 +22,7 @@ def cycles(sequences: Sequence[Sequence[str]], cpu: str, architecture: str) -> l
     Raises BenchError for a CPU or an instruction that llvm-mca does not know.
     """
     text = "".join(
-        f"# LLVM-MCA-BEGIN s{i}\n" + "\n".join(sequence) + f"\n# LLVM-MCA-END s{i}\n"
+        f"# LLVM-MCA-BEGIN s{i}\n" + "\n".join(_NEAR.sub(r"\1 #0", line) for line in sequence) + f"\n# LLVM-MCA-END s{i}\n"
         for i, sequence in enumerate(sequences)
     )
     command = [llvm("mca"), f"-mtriple={_TRIPLES[architecture]}", f"-mcpu={cpu}", "-iterations=1"]
