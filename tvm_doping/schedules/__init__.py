@@ -64,7 +64,9 @@ def choose_lstm(
     ahead = steps if batch == 1 else 1
     layers = [layer_of(w_ih, batch, precision, steps=ahead), layer_of(w_hh, batch, precision)]
     if target.gpu:
-        return cuda.choose_lstm(layers, hidden=int(w_hh.shape[1]), reverse=reverse, target=target, force=force)
+        return cuda.choose_lstm(
+            layers, hidden=int(w_hh.shape[1]), reverse=reverse, target=target, force=force
+        )
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
     # One width for both. Streams and steps run as tiles from the number on at which both products together are faster so.
     config = replace(

@@ -32,7 +32,9 @@ def space(layer: Layer, target: Target) -> list[Candidate]:
 
 def _widths(layer: Layer, target: Target) -> tuple[tuple[int, int], ...]:
     """Tiles of as many vectors as a batch fills: 32 registers hold the sums of four, whose FMAs share a nonzero's loads."""
-    return tuple((_LANES, vectors) for vectors in (1, 2, 4) if vectors == 1 or layer.batch > _LANES * vectors // 2)
+    return tuple(
+        (_LANES, vectors) for vectors in (1, 2, 4) if vectors == 1 or layer.batch > _LANES * vectors // 2
+    )
 
 
 def _types(layer: Layer, target: Target) -> tuple[tuple[ValueType, ...], str]:

@@ -129,7 +129,9 @@ def sell16(layer: Layer, target: Target, lanes: int) -> Cost:
 def perm8(layer: Layer, target: Target, lanes: int) -> Cost:
     """A register look-up of 8 lanes a slot, AVX2."""
     slot, group = rate("perm8", target), rate("perm8_group", target)
-    return _look_up(layer, Perm8.reach, layer.slots8, slot, _fma(layer, target, lanes), group=group, index=0.5)
+    return _look_up(
+        layer, Perm8.reach, layer.slots8, slot, _fma(layer, target, lanes), group=group, index=0.5
+    )
 
 
 def perm32(layer: Layer, target: Target, lanes: int) -> Cost:

@@ -20,7 +20,9 @@ _Plan = TypeVar("_Plan", LstmPlan, LinearPlan)
 _LANES = 16
 
 
-def recorded(plan: _Plan, layers: Mapping[str, Layer], *, target: Target, threads: int, records: Book) -> _Plan:
+def recorded(
+    plan: _Plan, layers: Mapping[str, Layer], *, target: Target, threads: int, records: Book
+) -> _Plan:
     """The plan of the nearest record, or the predicted `plan` where none is near; layers: those of its products, by name."""
     key = key_of(layers, threads)
     found = records.find(operation_of(plan), key, target)
@@ -110,7 +112,8 @@ def _pattern(layer: Layer) -> str:
 def _said(found: Found) -> str:
     record = found.record
     times = " and ".join(
-        f"{us:.4g} us at T = {T} (predicted choice {record.heuristic_us[T]:.4g})" for T, us in record.us.items()
+        f"{us:.4g} us at T = {T} (predicted choice {record.heuristic_us[T]:.4g})"
+        for T, us in record.us.items()
     )
     whose = "tuned" if found.distance <= SAME else f"tuned for a layer nearby (distance {found.distance:.2f})"
     return f"{whose}: {times}, best of {record.trials} on {found.device.cpu}"

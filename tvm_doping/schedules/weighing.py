@@ -200,14 +200,10 @@ def _narrow(kind: Kind, name: str | None, cost: Cost, values: ValueType, target:
         widened = rate("widen", target) / min(lanes, kind.lanes.get(name or "", lanes))
     if name == "perm64":  # which multiplies them as they are
         widened = 0.0
-    return replace(
-        cost, bytes=size, cycles=cost.cycles + widened * cost.stored, tile=cost.tile * _WIDEN_TILE
-    )
+    return replace(cost, bytes=size, cycles=cost.cycles + widened * cost.stored, tile=cost.tile * _WIDEN_TILE)
 
 
-def _config(
-    kind: Kind, target: Target, lanes: int, vectors: int, worth: float, steps_worth: float
-) -> Config:
+def _config(kind: Kind, target: Target, lanes: int, vectors: int, worth: float, steps_worth: float) -> Config:
     """The registers are the instruction set's; a tile pays from `worth` streams on, one of steps from `steps_worth`."""
 
     def least(worth: float, width: int) -> int:

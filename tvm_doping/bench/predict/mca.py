@@ -22,7 +22,9 @@ def cycles(sequences: Sequence[Sequence[str]], cpu: str, architecture: str) -> l
     Raises BenchError for a CPU or an instruction that llvm-mca does not know.
     """
     text = "".join(
-        f"# LLVM-MCA-BEGIN s{i}\n" + "\n".join(_NEAR.sub(r"\1 #0", line) for line in sequence) + f"\n# LLVM-MCA-END s{i}\n"
+        f"# LLVM-MCA-BEGIN s{i}\n"
+        + "\n".join(_NEAR.sub(r"\1 #0", line) for line in sequence)
+        + f"\n# LLVM-MCA-END s{i}\n"
         for i, sequence in enumerate(sequences)
     )
     command = [llvm("mca"), f"-mtriple={_TRIPLES[architecture]}", f"-mcpu={cpu}", "-iterations=1"]
