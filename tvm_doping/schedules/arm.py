@@ -2,8 +2,8 @@
 
 All cores have 32 registers of 4 fp32 lanes. A nonzero of S costs loads: its value and its index, of which one load brings four,
 and its z, one each, so 1.5 loads, where the A53 and the A72 do one a cycle, the A76 and the Neoverse N1 two, the V1 and the M1 three.
-What else these cores have was weighed by llvm-mca, and left out where it does not pay (docs/formats.md has the figures): look-ups by
-`tbl`, fp16 arithmetic, dot products of bf16 and int8.
+Look-ups by `tbl` were weighed by llvm-mca and do not pay (docs/formats.md has the figures). fp16 arithmetic and dot products of bf16 and
+int8 round inputs or sums, which no precision allows.
 """
 
 from __future__ import annotations

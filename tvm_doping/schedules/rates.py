@@ -4,8 +4,7 @@ x86-64: measured, AVX2 on one core of an AMD Zen 3 server, AVX-512 on AMD Zen 4 
 
 Arm: **not measured**. Loops: cycles an iteration by llvm-mca 19 of the code generated for the core (for the A72 LLVM has the A57's
 numbers, for the A76 the Neoverse N1's; for the M1 the Neoverse V1's are taken, without SVE). What mca does not see, the ends of loops and
-what is outside of them, is estimated from the length of the core's pipeline; so are bandwidths, from what memory benchmarks of the
-chips in `targets` report.
+what is outside of them, is estimated from the length of the core's pipeline; bandwidths are estimates too, without a source.
 """
 
 from __future__ import annotations
