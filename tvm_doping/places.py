@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +46,16 @@ def check_replaceable(folder: Path, mark: str, error: type[DopingError]) -> None
         f"a folder with no {mark}" if folder.is_dir() else "a file",
         "Name another folder, or remove this one first.",
     )
+
+
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> dict[str, Path]:
+    """Write files by name into the folder, each whole or not at all, beside what is there; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        fresh = folder / f".{name}.new"
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(fresh, folder / name)
+    return {name: folder / name for name in contents}
 
 
 def write_folder(folder: Path, write: Callable[[Path], None], error: type[DopingError]) -> None:

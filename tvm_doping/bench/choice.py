@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tvm_doping.bench.measure import interleave, summarise
 from tvm_doping.bench.report import check_folder
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import DopingError, ScheduleError
+from tvm_doping.places import write_files
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.targets import Target, resolve
 
@@ -73,10 +73,7 @@ def run(
                 echo(f"{group.name}, {variant.name}: {' '.join(str(error).split())}")
                 continue
             echo(_line(results["cells"][-1]))
-            for name, text in (("choice.json", json.dumps(results)), ("choice.md", markdown(results))):
-                fresh = folder / f".{name}.new"
-                fresh.write_text(text)
-                os.replace(fresh, folder / name)
+            write_files(folder, {"choice.json": json.dumps(results), "choice.md": markdown(results)})
     variants.forget()
     return results
 

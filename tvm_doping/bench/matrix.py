@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from tvm_doping.bench.machine import describe, pinned
 from tvm_doping.bench.measure import interleave, summarise
 from tvm_doping.bench.report import check_folder
 from tvm_doping.errors import BenchError, DopingError
+from tvm_doping.places import write_files
 from tvm_doping.targets import Target, resolve
 
 FORMAT_VERSION = 1
@@ -76,7 +76,8 @@ def run(
     for group, path in todo:
         start = time.perf_counter()
         echo(f"{group.name}: {len(group.variants)} models; {_remaining(left, spent, done)}")
-        _write(path, _measure(group, machine, seconds, echo))
+        measured = json.dumps(_measure(group, machine, seconds, echo), separators=(",", ":"))
+        write_files(path.parent, {path.name: measured})
         spent += time.perf_counter() - start
         done, left = done + group.work, left - group.work
     variants.forget()
@@ -176,9 +177,3 @@ def _remaining(left: float, spent: float, done: float) -> str:
     """How long the rest will take, from what the groups so far took against their estimated work."""
     minutes = left * (spent / done if done else 1.0) / 60
     return f"about {minutes:.0f} min left" if minutes >= 1 else "under a minute left"
-
-
-def _write(path: Path, group: dict[str, Any]) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(group, separators=(",", ":")))
-    os.replace(fresh, path)

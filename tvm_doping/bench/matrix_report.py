@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.matrix import DENSE, read
+from tvm_doping.places import write_files
 
 FP32 = ("onnxruntime", "openvino")
 _MARKS = {"unstructured": "o-", "nm32": "s--", "block16": "^:"}
@@ -104,16 +104,12 @@ def markdown(groups: Sequence[dict[str, Any]]) -> str:
 def write(out: str | Path) -> dict[str, Path]:
     """table.md, speedup.png and roofline.png of the groups in a folder, written beside them."""
     folder, groups = Path(out), read(out)
-    contents = {
-        "table.md": markdown(groups).encode(),
+    contents: dict[str, str | bytes] = {
+        "table.md": markdown(groups),
         "speedup.png": speedup(cells(groups)),
         "roofline.png": roofline(groups),
     }
-    for name, content in contents.items():
-        fresh = folder / f".{name}.new"
-        fresh.write_bytes(content)
-        os.replace(fresh, folder / name)
-    return {name: folder / name for name in contents}
+    return write_files(folder, contents)
 
 
 def speedup(every: Sequence[Cell]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from tvm_doping.bench.measure import tokens_a_second
 from tvm_doping.errors import BenchError
-from tvm_doping.places import check_writable
+from tvm_doping.places import check_writable, write_files
 
 DOPED = "tvm_doping"
 EXPLANATION = (
@@ -95,19 +94,14 @@ def write_all(results: dict[str, Any], folder: Path) -> dict[str, Path]:
     from tvm_doping.bench.plots import plot
 
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     images = {scope: plot(results, scope) for scope in scopes(results)}
-    contents: dict[str, bytes] = {
-        "results.json": json.dumps(results, indent=1).encode(),
-        "table.md": markdown(results).encode(),
+    contents: dict[str, str | bytes] = {
+        "results.json": json.dumps(results, indent=1),
+        "table.md": markdown(results),
         **{f"{scope}.png": image for scope, image in images.items()},
-        "report.html": page(results, images).encode(),
+        "report.html": page(results, images),
     }
-    for name, content in contents.items():
-        fresh = folder / f".{name}.new"
-        fresh.write_bytes(content)
-        os.replace(fresh, folder / name)
-    return {name: folder / name for name in contents}
+    return write_files(folder, contents)
 
 
 def check_folder(folder: Path) -> None:

@@ -23,10 +23,11 @@ from tvm_doping.bench.predict import model as cost_model
 from tvm_doping.bench.predict import program
 from tvm_doping.bench.predict.devices import Device, device_of
 from tvm_doping.bench.predict.program import Kernel
-from tvm_doping.bench.predict.report import markdown, write_texts
+from tvm_doping.bench.predict.report import markdown
 from tvm_doping.bench.predict.subject import formats_of, gemv_int8, kernels_of
 from tvm_doping.bench.predict.tools import check_version, llvm_version
 from tvm_doping.errors import DopingError
+from tvm_doping.places import write_files
 from tvm_doping.targets import resolve
 
 __all__ = ["AXES", "cell", "markdown", "of_model", "run", "write"]
@@ -109,8 +110,8 @@ def cell(kernels: Sequence[Kernel], device: Device, *, steps: int = 1) -> dict[s
 
 def write(results: dict[str, Any], folder: str | Path) -> dict[str, Path]:
     """Write predict.json and predict.md into the folder; returns their paths."""
-    texts = {"predict.json": json.dumps(results, indent=1), "predict.md": markdown(results)}
-    return write_texts(texts, Path(folder))
+    texts = {"predict.json": json.dumps(results, indent=1) + "\n", "predict.md": markdown(results) + "\n"}
+    return write_files(Path(folder), texts)
 
 
 def _group(

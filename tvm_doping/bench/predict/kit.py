@@ -18,6 +18,7 @@ from tvm_doping.bench.predict.devices import Device, device_of
 from tvm_doping.bench.predict.program import Kernel
 from tvm_doping.bench.predict.subject import formats_of, gemv_int8, kernels_of
 from tvm_doping.errors import InvalidInput
+from tvm_doping.places import write_files
 from tvm_doping.targets import resolve
 
 AXES: Axes = {
@@ -64,9 +65,8 @@ def write_kit(
                 path.unlink()
         cells.append(cell)
         echo(f"{name}: {cell.get('predicted_us', '')}")
-    (folder / "kit.json").write_text(
-        json.dumps({"format_version": 1, "device": device.to_dict(), "cells": cells}, indent=1) + "\n"
-    )
+    facts = {"format_version": 1, "device": device.to_dict(), "cells": cells}
+    write_files(folder, {"kit.json": json.dumps(facts, indent=1) + "\n"})
     return Path(shutil.copy(_SCRIPT, folder / "run.py"))
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tvm_doping.bench.predict.devices import Device
@@ -36,16 +33,6 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", f"The paper reports {PAPER} over its dense model.", "", "Where the numbers are from:", ""]
     lines += [f"- {name}: {source}" for name, source in device["sources"].items()]
     return "\n".join(lines)
-
-
-def write_texts(texts: Mapping[str, str], folder: Path) -> dict[str, Path]:
-    """Write the texts by name into the folder, whole or not at all; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        fresh = folder / f".{name}.new"
-        fresh.write_text(text + "\n")
-        os.replace(fresh, folder / name)
-    return {name: folder / name for name in texts}
 
 
 def _row(c: dict[str, Any], results: dict[str, Any]) -> list[str]:

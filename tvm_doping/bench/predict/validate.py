@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from tvm_doping.bench.predict import model as cost_model
 from tvm_doping.bench.predict import program
 from tvm_doping.bench.predict.devices import Device, measured
 from tvm_doping.bench.predict.program import Kernel
-from tvm_doping.bench.predict.report import write_texts
 from tvm_doping.bench.predict.subject import gemv_int8, kernels_of
+from tvm_doping.places import write_files
 from tvm_doping.targets import resolve
 
 # (format, precision); of S that is stored in blocks the pattern is theirs.
@@ -57,9 +56,7 @@ def prepare(
             program.build(kernels, target, where, mark=False)
             phases = [p.to_dict() for p in cost_model.predict(marked, kernels, device, steps=T)]
             cell = {"format": format, "precision": precision, "H": H, "T": T, "phases": phases}
-            fresh = where / "cell.new"
-            fresh.write_text(json.dumps(cell))
-            os.replace(fresh, where / "cell.json")
+            write_files(where, {"cell.json": json.dumps(cell)})
             echo(f"{where.name}: {sum(p['us'] for p in phases):.4g} us")
 
 
@@ -136,7 +133,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def write(results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Write check.json and check.md into the folder; returns their paths."""
-    return write_texts({"check.json": json.dumps(results, indent=1), "check.md": markdown(results)}, folder)
+    texts = {"check.json": json.dumps(results, indent=1) + "\n", "check.md": markdown(results) + "\n"}
+    return write_files(folder, texts)
 
 
 def _kernels(H: int, T: int, format: str, precision: Any, target: Any) -> list[Kernel]:
