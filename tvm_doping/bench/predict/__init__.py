@@ -98,7 +98,7 @@ def cell(kernels: Sequence[Kernel], device: Device, *, steps: int = 1) -> dict[s
     with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
         built = program.build(kernels, resolve(device.target), Path(folder), mark=True)
         phases = cost_model.predict(built, kernels, device, steps=steps)
-    size = sum(k.arguments[name].nbytes for k in kernels for name in k.weights)
+    size = sum(kernel.weight_bytes for kernel in kernels)
     return {
         "formats": formats_of(kernels),
         "us": round(sum(phase.us for phase in phases), 3),

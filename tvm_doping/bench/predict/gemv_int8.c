@@ -8,19 +8,7 @@
 #include <arm_neon.h>
 #endif
 
-typedef struct {
-  void *data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-} Tensor;
-typedef struct {
-  int32_t type_index;
-  uint32_t padding;
-  void *value;
-} Any;
+#include "tensor.h"
 
 #ifdef MARK
 extern int MARK(void);

@@ -53,9 +53,7 @@ def write_kit(
     for name, kernels, T in _cells(chosen, device):
         place = folder / "cells" / name
         program.build(kernels, resolve(device.target), place, mark=False)
-        cell: dict[str, Any] = {"name": name, "T": T, "bytes": sum(
-            k.arguments[n].nbytes for k in kernels for n in k.weights
-        )}  # fmt: skip
+        cell: dict[str, Any] = {"name": name, "T": T, "bytes": sum(k.weight_bytes for k in kernels)}
         if not name.startswith("read"):
             marked = program.build(kernels, resolve(device.target), place, mark=True)
             phases = cost_model.predict(marked, kernels, device, steps=T)

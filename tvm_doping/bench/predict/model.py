@@ -63,8 +63,7 @@ def predict(
     missed = mispredicted(ran, code, program.architecture, steps * device.learnt)
     size = {(k.name, name): k.arguments[name].nbytes for k in kernels for name in k.arguments}
     weights = {(k.name, name) for k in kernels for name in k.weights}
-    working_set = sum(size[key] for key in weights)
-    level = device.level(working_set)
+    level = device.level(sum(kernel.weight_bytes for kernel in kernels))
     walks = _walks(program, ran, size, weights)
     numbers = np.unique(ran.phase[ran.phase >= 0])
     per_block = np.array([lengths[s] for s in ran.start.tolist()], "int64")
@@ -84,7 +83,9 @@ def predict(
             bytes=round(read),
             level=level,
         )
-        costs.append(replace(cost, us=time(cost.to_dict(), device), by=_bound(cost.to_dict(), device)))
+        computing, reading = _parts(cost.to_dict(), device)
+        by = "reading" if reading > computing else "computing"
+        costs.append(replace(cost, us=max(computing, reading), by=by))
     return costs
 
 
@@ -93,12 +94,8 @@ def time(phase: Mapping[str, Any], device: Device) -> float:
     return max(_parts(phase, device))
 
 
-def _bound(phase: Mapping[str, Any], device: Device) -> str:
-    computing, reading = _parts(phase, device)
-    return "reading" if reading > computing else "computing"
-
-
 def _parts(phase: Mapping[str, Any], device: Device) -> tuple[float, float]:
+    """(computing, reading)."""
     cycles = phase["cycles"] + phase["misses"] * device.penalty
     return cycles / device.ghz / 1e3, phase["bytes"] / device.bandwidth(phase["level"]) / 1e3
 

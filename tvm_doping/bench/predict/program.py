@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from tvm_doping._tvm import tvm
 from tvm_doping.bench.predict.marks import MARK, Phase, marked
+from tvm_doping.cross import compiler
 from tvm_doping.errors import BenchError
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.targets import Target
@@ -35,6 +35,11 @@ class Kernel:
     arguments: Mapping[str, np.ndarray]
     weights: tuple[str, ...]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(self.arguments[name].nbytes for name in self.weights)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
@@ -47,20 +52,19 @@ class Program:
 
 
 def build(kernels: Sequence[Kernel], target: Target, folder: Path, *, mark: bool) -> Program:
-    """Compile and link; the kernels run in order, once a round. Raises BenchError without the C compiler for the target."""
-    architecture = architecture_of(target)
+    """Compile and link; the kernels run in order, once a round. Raises BenchError or TargetError without the C compiler."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("marked" if mark else "plain")
     phases: list[Phase] = []
     functions: dict[str, Any] = {}
     objects: list[str] = []
-    tuned = f"-m{'arch' if architecture == 'x86_64' else 'cpu'}={target.mcpu}"
+    tuned = f"-m{'arch' if target.arch == 'x86_64' else 'cpu'}={target.mcpu}"
     for kernel in kernels:
         function = kernel.function
         if isinstance(function, Path):
             objects.append(f"{path}.{kernel.name}.o")
             define = [f"-DMARK={MARK}{len(phases)}"] if mark else []
-            _compile(architecture, "-O3", tuned, *define, "-c", str(function), "-o", objects[-1])
+            _compile(target, "-O3", tuned, *define, "-c", str(function), "-o", objects[-1])
             phases.append(Phase(kernel=kernel.name, reads=kernel.weights))
             continue
         if mark:
@@ -80,7 +84,7 @@ def build(kernels: Sequence[Kernel], target: Target, folder: Path, *, mark: bool
         objects.append(f"{path}.o")
         library.write_to_file(objects[-1], "o")
     _compile(
-        architecture,
+        target,
         "-O2",
         "-static",
         "-no-pie",
@@ -91,7 +95,7 @@ def build(kernels: Sequence[Kernel], target: Target, folder: Path, *, mark: bool
         *objects,
         "-lm",
     )
-    return Program(path=path, data=data, phases=tuple(phases), architecture=architecture)
+    return Program(path=path, data=data, phases=tuple(phases), architecture=target.arch)
 
 
 def run(program: Program, seconds: float, *, prefix: Sequence[str] = ()) -> tuple[float, float]:
@@ -102,21 +106,14 @@ def run(program: Program, seconds: float, *, prefix: Sequence[str] = ()) -> tupl
     return float(median), float(least)
 
 
-def architecture_of(target: Target) -> str:
-    """ "x86_64" or "aarch64"."""
-    return target.arch
-
-
-def _compile(architecture: str, *arguments: str) -> None:
-    same = platform.machine() in (architecture, {"aarch64": "arm64"}.get(architecture))
-    name = "gcc" if same else f"{architecture.replace('_', '-')}-linux-gnu-gcc"
+def _compile(target: Target, *arguments: str) -> None:
+    name = compiler(target, "c") or "gcc"
     if shutil.which(name) is None:
-        package = "gcc" if same else f"gcc-{architecture.replace('_', '-')}-linux-gnu libc6-dev-arm64-cross"
         raise BenchError(
-            f"a program for {architecture}",
+            f"a program for {target.arch}",
             f"the C compiler {name}",
             "none on the PATH",
-            f"Install it: sudo apt-get install {package}",
+            "Install it: sudo apt-get install gcc",
         )
     done = subprocess.run([name, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -2,19 +2,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef struct {
-  void *data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-} Tensor;
-typedef struct {
-  int32_t type_index;
-  uint32_t padding;
-  void *value;
-} Any;
+#include "tensor.h"
+
 typedef uint64_t Vector __attribute__((vector_size(16)));
 
 /* Arguments x (n,) of 64-bit words, n a multiple of 16, and y (1,). */

@@ -7,20 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-/* DLPack's DLTensor and TVM FFI's TVMFFIAny, as their stable C interface lays them out. */
-typedef struct {
-  void *data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-} Tensor;
-typedef struct {
-  int32_t type_index;
-  uint32_t padding;
-  void *value;
-} Any;
+#include "tensor.h"
 typedef int Function(void *self, const Any *arguments, int32_t count, Any *result);
 enum { TENSOR_POINTER = 7, ARENA = 1 << 28 };
 
