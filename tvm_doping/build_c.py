@@ -18,7 +18,8 @@ from tvm_doping.freestanding.kernels import compile_kernels
 from tvm_doping.freestanding.layout import layout, packed
 from tvm_doping.freestanding.objects import loaded_bytes
 from tvm_doping.freestanding.report import Report, Sizes
-from tvm_doping.freestanding.source import Source, check_prefix
+from tvm_doping.freestanding.source import Source
+from tvm_doping.freestanding.spelling import check_prefix
 from tvm_doping.manifest import TargetSpec, TensorSpec
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target, resolve

@@ -33,11 +33,7 @@ class SharedLibrary:
         kind, machine = _unpack("<HH", content, 16)
         if kind != _SHARED:
             raise ValueError("an ELF shared library")
-        (start,) = _unpack("<Q", content, 40)
-        size, count = _unpack("<HH", content, 58)
-        if size != 64 or not 0 < count <= _MOST_SECTIONS:
-            raise ValueError("a table of ELF sections")
-        sections = [_unpack("<IIQQQQIIQQ", content, start + 64 * index) for index in range(count)]
+        sections = section_table(content)
         for _, kind, _, _, offset, length, *_ in sections:
             if kind not in (0, _NOBITS) and offset + length > len(content):
                 raise ValueError(f"all of its sections, the last of which ends at byte {offset + length}")
@@ -45,7 +41,7 @@ class SharedLibrary:
         for _, kind, _, _, offset, length, link, *_ in sections:
             if kind not in (_DYNSYM, _DYNAMIC):
                 continue
-            if link >= count:
+            if link >= len(sections):
                 raise ValueError("names of its symbols")
             names = content[sections[link][4] : sections[link][4] + sections[link][5]]
             if kind == _DYNSYM:
@@ -65,6 +61,18 @@ class SharedLibrary:
             needs=tuple(text for tag, text in tags if tag == _NEEDED),
             paths=tuple(text for tag, text in tags if tag in (_RPATH, _RUNPATH)),
         )
+
+
+def section_table(content: bytes) -> list[tuple[int, ...]]:
+    """The sections' headers, the fields of Elf64_Shdr: name, type, flags, address, offset, size, link, ...
+
+    Of a 64-bit little-endian file; ValueError where it has no such table.
+    """
+    (start,) = _unpack("<Q", content, 40)
+    size, count = _unpack("<HH", content, 58)
+    if size != 64 or not 0 < count <= _MOST_SECTIONS:
+        raise ValueError("a table of ELF sections")
+    return [_unpack("<IIQQQQIIQQ", content, start + 64 * index) for index in range(count)]
 
 
 def _tags(content: bytes, offset: int, length: int) -> Iterator[tuple[int, int]]:

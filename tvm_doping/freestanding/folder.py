@@ -13,7 +13,8 @@ from tvm_doping.bundle_files import record_of
 from tvm_doping.errors import BundleError
 from tvm_doping.freestanding.golden import golden_file, main_file, measure_file
 from tvm_doping.freestanding.report import NAME, Report
-from tvm_doping.freestanding.source import Source, ctype, fill
+from tvm_doping.freestanding.source import Source, fill
+from tvm_doping.freestanding.spelling import ctype
 from tvm_doping.places import check_replaceable, write_folder
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_doping.freestanding.source import Source, ctype, fill, identifier
+from tvm_doping.freestanding.source import Source, fill
+from tvm_doping.freestanding.spelling import ctype, identifier
 
 Arrays = dict[str, np.ndarray]
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import struct
 
+from tvm_doping.elf import section_table
+
 _ALLOCATED = 0x2  # SHF_ALLOC: part of the program, as debugging information is not
 
 
 def loaded_bytes(code: bytes) -> int:
     """Bytes of code and constants that a 64-bit ELF or Mach-O object file brings into a program."""
     if code[:4] == b"\x7fELF":
-        (table,) = struct.unpack_from("<Q", code, 0x28)
-        size, count = struct.unpack_from("<HH", code, 0x3A)
-        sections = [struct.unpack_from("<IIQQQQ", code, table + i * size) for i in range(count)]
-        return sum(section[5] for section in sections if section[2] & _ALLOCATED)
+        return sum(section[5] for section in section_table(code) if section[2] & _ALLOCATED)
     total, at = 0, 32
     (commands,) = struct.unpack_from("<I", code, 16)
     for _ in range(commands):

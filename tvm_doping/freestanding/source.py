@@ -10,20 +10,13 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from tvm_doping.errors import InvalidInput
-from tvm_doping.freestanding.calls import Program, Value
+from tvm_doping.freestanding.calls import Program, Value, itemsize
 from tvm_doping.freestanding.kernels import Kernels
 from tvm_doping.freestanding.layout import Layout
+from tvm_doping.freestanding.spelling import RESERVED, ctype, identifier, wrapped
 from tvm_doping.frontend import Signature
 from tvm_doping.targets import Target
 
-_TYPES = {
-    "float32": "float",
-    "float64": "double",
-    "float16": "uint16_t",
-    "bfloat16": "uint16_t",
-    "bool": "uint8_t",
-}
 # Names of CPU features for __builtin_cpu_supports: those that tell the levels of x86-64 apart and that GCC and Clang both know.
 _SUPPORTS = {
     "sse4_2": "sse4.2",
@@ -35,15 +28,6 @@ _SUPPORTS = {
     "avx512dq": "avx512dq",
     "avx512vl": "avx512vl",
 }
-# C's and C++'s words, and those of the functions that parameters stand beside.
-_RESERVED = frozenset(
-    re.findall(
-        r"\w+",
-        "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-        "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while main class new "
-        "delete this model memory size weights weights_size steps state at T w s a i",
-    )
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +117,10 @@ class Source:
 
     def _names(self) -> tuple[list[str], list[str], list[str]]:
         """C's names of inputs, states and outputs."""
-        taken: set[str] = set(_RESERVED)
+        taken: set[str] = set(RESERVED)
         inputs = [identifier(spec.name, taken) for spec in self.signature.inputs]
         outputs = [identifier(spec.name, taken) for spec in self.signature.outputs]
-        states: set[str] = set(_RESERVED) - {"state", "model", "memory", "size", "weights", "steps", "at"}
+        states: set[str] = set(RESERVED) - {"state", "model", "memory", "size", "weights", "steps", "at"}
         return inputs, [identifier(spec.name, states) for spec in self.signature.state], outputs
 
     def parameter_names(self) -> list[str]:
@@ -154,6 +138,10 @@ class Source:
         given += [f"{ctype(t.dtype)} *{n}" for t, n in zip(self.signature.outputs, outputs, strict=True)]
         return ", ".join(given)
 
+    def _dims(self, spec: Any) -> list[str]:
+        """The shape, with the batch in place of N."""
+        return [str(self.program.batch if dim == "N" else dim) for dim in spec.shape]
+
     def _count(self, dims: Any) -> int:
         return math.prod(self.program.batch if dim == "N" else int(dim) for dim in dims)
 
@@ -168,7 +156,7 @@ class Source:
     def _prototypes(self) -> str:
         p, texts = self.prefix, []
         shapes = "; ".join(
-            f"{name} ({', '.join(str(self.program.batch) if d == 'N' else str(d) for d in spec.shape)})"
+            f"{name} ({', '.join(self._dims(spec))})"
             for names, specs in (
                 (self._names()[0], self.signature.inputs),
                 (self._names()[2], self.signature.outputs),
@@ -195,7 +183,7 @@ class Source:
         if not self.signature.state:
             return ""
         fields = "".join(
-            f"    {ctype(spec.dtype)} {name}{''.join(f'[{self.program.batch if d == chr(78) else d}]' for d in spec.shape)};\n"
+            f"    {ctype(spec.dtype)} {name}{''.join(f'[{dim}]' for dim in self._dims(spec))};\n"
             for spec, name in zip(self.signature.state, self._names()[1], strict=True)
         )
         return (
@@ -212,7 +200,7 @@ class Source:
             parts = [*reads, *(f"void *out{i}" for i, _ in enumerate(call.writes))]
             parts += ["int64_t T"] if self.kernels.timed[call.kernel] else []
             parts += ["void *workspace"] if self.kernels.workspace[call.kernel] else []
-            texts.append(_wrapped(f"void {self.prefix}_kernel_{call.kernel}(", parts, ");"))
+            texts.append(wrapped(f"void {self.prefix}_kernel_{call.kernel}(", parts, ");"))
         return "\n".join(texts) + "\n"
 
     def _weights_source(self) -> str:
@@ -275,7 +263,7 @@ class Source:
 
     def _copied(self, spec: Any, name: str, value: Value, *, into: bool) -> str:
         place, outer, inner = self.layout.place(value), self.outer(spec), self.inner(spec)
-        size = _size(spec.dtype)
+        size = itemsize(spec.dtype)
         if "T" not in spec.shape:
             ends = (place, name) if into else (name, place)
             return f"    memcpy({ends[0]}, {ends[1]}, {inner * size});\n"
@@ -298,7 +286,7 @@ class Source:
         parts += ["(int64_t)T"] if self.kernels.timed[call.kernel] else []
         parts += [self.layout.workspace_place(number)] if number in self.layout.workspace else []
         note = f"    /* {self.program.titles[call.kernel]}: {described(call.reads)} -> {described(call.writes)} */\n"
-        return note + _wrapped(f"    {self.prefix}_kernel_{call.kernel}(", parts, ");") + "\n"
+        return note + wrapped(f"    {self.prefix}_kernel_{call.kernel}(", parts, ");") + "\n"
 
     def _definitions(self) -> str:
         p, upper = self.prefix, self.prefix.upper()
@@ -375,45 +363,3 @@ def fill(template: str, **words: Any) -> str:
     """A template of this package with its words filled in."""
     text = resources.files(__package__).joinpath("templates", template).read_text(encoding="utf-8")
     return Template(text).substitute(words)
-
-
-def ctype(dtype: str) -> str:
-    """C's type of a tensor's values; half-precision numbers are their bits."""
-    return _TYPES.get(dtype, f"{dtype}_t")
-
-
-def identifier(name: str, taken: set[str]) -> str:
-    """A C identifier like the name that is not taken yet; it is then."""
-    base = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "value"
-    base = base if base[0].isalpha() else f"x{base}"
-    found = next(n for n in (base, *(f"{base}_{i}" for i in range(2, 10_000))) if n not in taken)
-    taken.add(found)
-    return found
-
-
-def check_prefix(prefix: str) -> str:
-    """The prefix of all names; InvalidInput for what is no identifier in small letters."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", prefix) or prefix in _RESERVED:
-        raise InvalidInput(
-            "prefix",
-            "a C identifier in small letters",
-            repr(prefix),
-            "For example lm_small, which gives lm_small_step().",
-        )
-    return prefix
-
-
-def _size(dtype: str) -> int:
-    return {"bool": 1}.get(dtype) or int(re.sub(r"\D", "", dtype)) // 8
-
-
-def _wrapped(begin: str, parts: list[str], end: str) -> str:
-    """A call or declaration in lines of at most 100 characters."""
-    lines, line = [], begin
-    for i, part in enumerate(parts):
-        piece = part + (end if i == len(parts) - 1 else ",")
-        if len(line) + 1 + len(piece) > 100 and line.strip():
-            lines.append(line.rstrip())
-            line = " " * (len(begin) - len(begin.lstrip()) + 4)
-        line += piece if line.endswith("(") or not line.strip() else f" {piece}"
-    return "\n".join([*lines, line])
