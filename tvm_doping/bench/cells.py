@@ -63,6 +63,10 @@ class Group:
         """The stem of its file of results."""
         return f"H{self.H}-N{self.batch}-T{self.T}-threads{self.threads}"
 
+    def compiled_for(self, lanes: int) -> tuple[int, int]:
+        """(batch, steps) to compile for. Streams side by side leave no lanes to steps: all T then share a model."""
+        return streams_compiled_for(self.batch, lanes), min(self.T, 4 * lanes) if self.batch == 1 else 1
+
     @property
     def work(self) -> float:
         """Seconds that it takes, roughly: set-up and the least rounds, and calls so long that they exceed these."""
@@ -72,11 +76,6 @@ class Group:
 def streams_compiled_for(batch: int, lanes: int) -> int:
     """The batch to compile for: full tiles, of two vectors at most, are alike however many there are, and share one model."""
     return min(batch, 2 * lanes) if batch % lanes == 0 else batch
-
-
-def steps_compiled_for(T: int, lanes: int) -> int:
-    """The same of the steps of a call."""
-    return min(T, 4 * lanes)
 
 
 def groups(axes: Mapping[str, Sequence[Any]], lanes: int) -> Iterator[Group]:

@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping.bench import variants
-from tvm_doping.bench.cells import (
-    FULL,
-    Axes,
-    Group,
-    Variant,
-    filtered,
-    groups,
-    steps_compiled_for,
-    streams_compiled_for,
-)
+from tvm_doping.bench.cells import FULL, Axes, Group, Variant, filtered, groups
 from tvm_doping.bench.engines.doped import Doped
 from tvm_doping.bench.machine import describe, pinned
 from tvm_doping.bench.measure import interleave, summarise
@@ -98,7 +89,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def _cell(group: Group, variant: Variant, target: Target, seconds: float) -> dict[str, Any]:
-    fast_for = streams_compiled_for(group.batch, target.lanes), steps_compiled_for(group.T, target.lanes)
+    fast_for = group.compiled_for(target.lanes)
     bundles = {CHOSEN: variants.compiled(group.H, variant, target.name, *fast_for)}
     taken = _formats(bundles[CHOSEN])
     for name in FORMATS:

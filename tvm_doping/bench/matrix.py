@@ -14,17 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping.bench import ceilings, variants
-from tvm_doping.bench.cells import (
-    FAST,
-    FULL,
-    Axes,
-    Group,
-    Variant,
-    filtered,
-    groups,
-    steps_compiled_for,
-    streams_compiled_for,
-)
+from tvm_doping.bench.cells import FAST, FULL, Axes, Group, Variant, filtered, groups
 from tvm_doping.bench.engines import make
 from tvm_doping.bench.engines.doped import Doped
 from tvm_doping.bench.engines.stream import Stream
@@ -114,7 +104,7 @@ def _with_those_of(path: Path, group: Group) -> Group | None:
 def _measure(group: Group, target: Target, seconds: float, echo: Callable[[str], None]) -> dict[str, Any]:
     """One interleaved run of a group, as it is stored: no samples, their median, p20, p80 and number."""
     bundles, impossible = {}, {}
-    fast_for = streams_compiled_for(group.batch, target.lanes), steps_compiled_for(group.T, target.lanes)
+    fast_for = group.compiled_for(target.lanes)
     for variant in group.variants:
         try:
             bundles[variant] = variants.compiled(

@@ -42,6 +42,8 @@ def compiled(
     threads: int = 1,
 ) -> Bundle:
     """The bundle of a variant, of the dense layers for None; compiled once. It was compared with PyTorch then."""
+    if variant is None:
+        steps = 1  # dense layers are the same for any
     return _compiled(H, variant, target, batch, steps, force, threads)
 
 

@@ -55,8 +55,8 @@ def choose_lstm(
     """The plan of an LSTM layer: w_ih (4H, I) and w_hh (4H, H) are structures. force={"format": name} forces a format of
     S; {"structure": "kept"} keeps a weight from being multiplied out where dense is predicted to be faster.
 
-    steps: of a call, to be fast for. precision: how low the stored values may go. records: what was measured, which goes before what is predicted; a forced
-    choice goes before both.
+    steps: of a call, to be fast for. precision: how low the stored values may go. records: what was measured, which goes
+    before what is predicted; a forced choice goes before both.
 
     ScheduleError if every schedule declines what was forced: it lists their reasons.
     """
