@@ -51,33 +51,30 @@ format: install-dev
 install: $(VENV)/.with-bench
 install-dev: $(VENV)/.with-dev
 
+# Root on a Debian gets the packages in $need; anyone else is told the command.
+INSTALL_NEED = \
+	if [ -n "$$need" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$need; \
+	  else \
+	    echo "Missing:$$need. Install with: sudo apt-get install$$need"; exit 1; \
+	  fi; \
+	fi
+
 # TVM links what it generates with g++; Debian keeps venv's ensurepip in a package of its own.
-# Root on a Debian gets what is missing; anyone else is told the command.
 system:
 	@need=""; \
 	command -v g++ >/dev/null || need="$$need g++"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || need="$$need python3-venv"; \
-	if [ -n "$$need" ]; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$need; \
-	  else \
-	    echo "Missing:$$need. Install with: sudo apt-get install$$need"; exit 1; \
-	  fi; \
-	fi
+	$(INSTALL_NEED)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, got {v}; say which: make PYTHON=python3.11 ...")'
 
-# An emulator, and a compiler that links for it; as above.
+# An emulator, and a compiler that links for it.
 system-arm:
 	@need=""; \
 	command -v qemu-aarch64-static >/dev/null || need="$$need qemu-user-static"; \
 	command -v aarch64-linux-gnu-g++ >/dev/null || need="$$need g++-aarch64-linux-gnu"; \
-	if [ -n "$$need" ]; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$need; \
-	  else \
-	    echo "Missing:$$need. Install with: sudo apt-get install$$need"; exit 1; \
-	  fi; \
-	fi
+	$(INSTALL_NEED)
 
 # torch first and alone: the same version as a CPU build where pip finds one, else the one with CUDA libraries
 # (larger, and just as good on a machine without a GPU).
