@@ -249,6 +249,18 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert Report.model_validate_json(capsys.readouterr().out) == read_report(place)
 
 
+def test_the_command_passes_steps_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        """Before anything is compiled."""
+
+    def lower(*_: Any, **options: Any) -> None:
+        raise Asked(options["steps"])
+
+    monkeypatch.setattr("tvm_doping.build_c.lower", lower)
+    with pytest.raises(Asked, match=r"^35$"):
+        cli.main(["compile", "run", "--runtime", "c", "--steps", "35", "--out", str(tmp_path / "made")])
+
+
 def _command(*arguments: str) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments])

@@ -149,6 +149,7 @@ def compile(
                 "max_steps": max_steps,
                 "weights": weights,
                 "batch": batch,
+                "steps": steps,
                 "head": head,
                 "dump": dump,
                 "precision": precision,
