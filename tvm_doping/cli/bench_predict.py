@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +89,7 @@ def write_predictions(
     steps: tuple[int, ...] = (1,),
     batch: int = 1,
     *,
-    echo: object,
+    echo: Callable[[str], None],
 ) -> None:
     """Predict for a run folder's layers, or for the sizes of the table, and say where the results are."""
     from tvm_doping.bench import predict
@@ -96,7 +97,6 @@ def write_predictions(
     from tvm_doping.errors import InvalidInput
     from tvm_doping.models import load_model
 
-    assert callable(echo)
     check_folder(out)
     if run is None:
         results = predict.run(target, only=only, precision=precision, echo=echo)

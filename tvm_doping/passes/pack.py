@@ -20,6 +20,8 @@ from tvm_doping._tvm import (
     text_of,
 )
 from tvm_doping.kernels import EmbeddingPlan, LinearPlan, LstmPlan, embedding, linear, lstm
+from tvm_doping.kernels.cuda import linear as cuda_linear
+from tvm_doping.kernels.cuda import lstm as cuda_lstm
 from tvm_doping.kernels.cuda import parts
 from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.product import select, to_dense
@@ -142,10 +144,9 @@ def _stored(
     """The matrix that a product's arrays stand for."""
     if plan.config.grid is None:
         return to_dense(product, arrays)
-    gates, parts_of = (4 if isinstance(plan, LstmPlan) else 1), plan.config.grid.parts
-    return parts.to_dense(
-        product, arrays, parts.Cut(units=product.rows // gates, gates=gates, parts=parts_of)
-    )
+    assert not isinstance(plan, EmbeddingPlan)  # which a GPU looks up in a dense table
+    cut = cuda_lstm.cut_of(plan) if isinstance(plan, LstmPlan) else cuda_linear.cut_of(plan)
+    return parts.to_dense(product, arrays, cut)
 
 
 def describe(weight: Structure) -> str:

@@ -11,6 +11,7 @@ from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels.cuda import parts
 from tvm_doping.kernels.cuda.operand import Operand
 from tvm_doping.kernels.cuda.parts import Cut
+from tvm_doping.kernels.cuda.project import products
 from tvm_doping.kernels.cuda.transpose import Pairs, transpose
 from tvm_doping.kernels.cuda.words import WARP, Arena, Block, Buffer, Expr, launch, when
 from tvm_doping.kernels.plan import LinearPlan
@@ -31,9 +32,9 @@ def pack(plan: LinearPlan, w: Any, bias: np.ndarray) -> dict[str, np.ndarray]:
 
 def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
     """The layer in NumPy on packed arrays."""
-    order, bias = cut_of(plan).order(), np.zeros(plan.outputs, "float32")
-    bias[order[order >= 0]] = arrays["bias"][order >= 0]
-    return [(x @ parts.to_dense(plan.product, arrays, cut_of(plan)).T + bias).astype("float32")]
+    cut = cut_of(plan)
+    bias = parts.restored_vector(arrays["bias"], cut)
+    return [(x @ parts.to_dense(plan.product, arrays, cut).T + bias).astype("float32")]
 
 
 def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
@@ -77,26 +78,16 @@ def _one_by_one(operand: Operand, x: Buffer, bias: Buffer, y: Buffer, rows: Expr
 
 
 def _side_by_side(operand: Operand, x: Buffer, bias: Buffer, y: Buffer, rows: Expr) -> None:
-    cut, columns, arena = operand.cut, operand.product.columns, Arena()
+    cut, columns = operand.cut, operand.product.columns
     pairs = Pairs(per_step=rows)
     tiles = T.bind(pairs.tiles)
     across = T.alloc_buffer((tiles * (columns * WARP),), "float32")
     transpose(x, across, columns, pairs)
-    sums = arena.take(cut.rows * WARP)
-    operand.take_tile(arena)
-    with launch(cut.parts, tiles, operand.threads) as block:
-        arena.open()
-        base = T.bind(tirx.Cast("int64", block.y) * (columns * WARP))
-
-        def read(column: Expr) -> Expr:
-            return across[base + (column * WARP + block.lane)]
-
-        operand.tile(block, read, sums, lambda row: bias[block.x * cut.rows + row])
-        # neighbours write neighbours: a row's outputs, of one pair after the other
-        with block.each(cut.each * WARP) as i:
-            n, row = T.bind(block.y * WARP + i // cut.each), T.bind(i % cut.each)
-            with when(tirx.all(n < rows, _output(block, cut, row) < cut.units)):
-                T.buffer_store(y, sums[row * WARP + i // cut.each], [n, _output(block, cut, row)])
+    # neighbours write neighbours: a row's outputs, of one pair after the other
+    with products(operand, across, bias, tiles) as (block, _, sums), block.each(cut.each * WARP) as i:
+        n, row = T.bind(block.y * WARP + i // cut.each), T.bind(i % cut.each)
+        with when(tirx.all(n < rows, _output(block, cut, row) < cut.units)):
+            T.buffer_store(y, sums[row * WARP + i // cut.each], [n, _output(block, cut, row)])
 
 
 def _output(block: Block, cut: Cut, row: Expr) -> Expr:

@@ -48,9 +48,8 @@ def pack(plan: LstmPlan, w_ih: Any, w_hh: Any, bias: np.ndarray) -> dict[str, np
 
 def to_dense(plan: LstmPlan, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W_ih, W_hh and the bias that packed arrays stand for."""
-    cut, order = cut_of(plan), cut_of(plan).order()
-    bias = np.zeros(GATES * plan.hidden, "float32")
-    bias[order[order >= 0]] = arrays["bias"][order >= 0]
+    cut = cut_of(plan)
+    bias = parts.restored_vector(arrays["bias"], cut)
     w_ih = parts.to_dense(plan.input, select(arrays, "ih."), cut)
     return w_ih, parts.to_dense(plan.recurrent, select(arrays, "hh."), cut), bias
 

@@ -110,6 +110,14 @@ def permuted_vector(v: np.ndarray, cut: Cut) -> np.ndarray:
     return np.where(order >= 0, np.asarray(v, "float32")[order], np.float32(0)).astype("float32")
 
 
+def restored_vector(v: np.ndarray, cut: Cut) -> np.ndarray:
+    """What `permuted_vector` made v (parts * rows,) of."""
+    order = cut.order()
+    restored = np.zeros(cut.gates * cut.units, "float32")
+    restored[order[order >= 0]] = v[order >= 0]
+    return restored
+
+
 def _permuted(S: sp.csr_array, order: np.ndarray) -> sp.csr_array:
     lengths = np.where(order >= 0, np.diff(S.indptr)[order], 0)
     starts = S.indptr[order]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels.cuda.operand import Operand
-from tvm_doping.kernels.cuda.words import WARP, Arena, Buffer, Expr, launch
+from tvm_doping.kernels.cuda.words import WARP, Arena, Block, Buffer, Expr, Piece, launch
 
 
-def project(operand: Operand, z: Buffer, bias: Buffer, target: Buffer, rows: int, tiles: Expr) -> None:
-    """target[((tile * parts + part) * rows + r) * 32 + lane] = (W z + b)[row r of the part], for the tiles of `transpose`.
+@contextmanager
+def products(operand: Operand, z: Buffer, bias: Buffer, tiles: Expr) -> Iterator[tuple[Block, Expr, Piece]]:
+    """A launch of blocks of (part, tile): gives each its block, its tile, and the sums [row of the part][lane] of W z + b.
 
-    bias is in the order of the parts' rows; rows are the first of each part that count.
+    z: the tiles of `transpose`; bias is in the order of the parts' rows.
     """
     cut, columns = operand.cut, operand.product.columns
     arena = Arena()
-    y = arena.take(cut.rows * WARP)
+    sums = arena.take(cut.rows * WARP)
     operand.take_tile(arena)
     with launch(cut.parts, tiles, operand.threads) as block:
         arena.open()
@@ -24,7 +28,15 @@ def project(operand: Operand, z: Buffer, bias: Buffer, target: Buffer, rows: int
         def read(column: Expr) -> Expr:
             return z[base + (column * WARP + block.lane)]
 
-        operand.tile(block, read, y, lambda row: bias[block.x * cut.rows + row])
-        first = T.bind((tile * cut.parts + block.x) * rows)
+        operand.tile(block, read, sums, lambda row: bias[block.x * cut.rows + row])
+        yield block, tile, sums
+
+
+def project(operand: Operand, z: Buffer, bias: Buffer, target: Buffer, rows: int, tiles: Expr) -> None:
+    """target[((tile * parts + part) * rows + r) * 32 + lane] = (W z + b)[row r of the part]; rows are the first of each part that
+    count.
+    """
+    with products(operand, z, bias, tiles) as (block, tile, sums):
+        first = T.bind((tile * operand.cut.parts + block.x) * rows)
         with block.each(rows, warps=True) as row:
-            T.buffer_store(target, y[row * WARP + block.lane], [(first + row) * WARP + block.lane])
+            T.buffer_store(target, sums[row * WARP + block.lane], [(first + row) * WARP + block.lane])
