@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.bench.predict.conftest import needs
 from tvm_doping.bench.predict import kit
 from tvm_doping.errors import InvalidInput
 
@@ -20,10 +19,7 @@ pytestmark = pytest.mark.slow
 def test_the_script_times_every_program_and_writes_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools = ("llvm-mca", "qemu-aarch64-static", "aarch64-linux-gnu-gcc")
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing or platform.machine() != "x86_64":
-        pytest.skip(f"a kit for cortex-a72 needs {', '.join(missing) or 'an x86-64 host'}")
+    needs("cortex-a72")
     monkeypatch.setattr(kit, "_READ", (16 << 10,))
     axes = {**kit.AXES, "H": (64,), "compression": (5,), "pattern": ("unstructured",), "T": (1,)}
     script = kit.write_kit(tmp_path / "kit", "cortex-a72", axes=axes, echo=lambda line: None)

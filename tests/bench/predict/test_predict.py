@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.bench.predict.conftest import TOOLS, needs
 from tvm_doping.bench import predict, variants
 from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.predict import model, program, validate
@@ -22,17 +22,6 @@ from tvm_doping.errors import BenchError
 from tvm_doping.targets import TARGETS, resolve
 
 pytestmark = pytest.mark.slow
-
-TOOLS = {
-    "x86-64-v3": ("llvm-mca", "llvm-objdump", "qemu-x86_64-static"),
-    "cortex-a72": ("llvm-mca", "llvm-objdump", "qemu-aarch64-static", "aarch64-linux-gnu-gcc"),
-}
-
-
-def needs(target: str) -> None:
-    missing = [tool for tool in TOOLS[target] if shutil.which(tool) is None]
-    if missing or platform.machine() != "x86_64":
-        pytest.skip(f"predictions for {target} need {', '.join(missing) or 'an x86-64 host'}")
 
 
 def doped(H: int, pattern: str = "unstructured") -> Any:
