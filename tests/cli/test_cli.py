@@ -32,7 +32,9 @@ VERBS = (
     "bench-matrix",
     "bench-choice",
     "bench-predict",
+    "bench-tuning",
     "records",
+    "farm",
     "targets",
 )
 

@@ -19,7 +19,7 @@ from tests.kernels.conftest import (
     target_or_skip,
 )
 from tvm_doping import schedules, structures
-from tvm_doping.kernels import lstm
+from tvm_doping.kernels import LstmPlan, lstm
 from tvm_doping.kernels.sparse import EMITTERS, ROUNDING
 
 # One step and stream; a sequence that fills tiles of steps and leaves a remainder; a batch short of a tile; tiles and a rest.
@@ -120,6 +120,20 @@ def test_fallback_runs_scalar_code() -> None:
     plan = schedules.choose_lstm(*w, reverse=True, target=replace(target, name="unknown"))
     assert plan.config.lanes == 1 and plan.rejected
     check_lstm(w, plan, target, SHAPES)
+
+
+@pytest.mark.parametrize("format", ["csr", "sell16", "perm8", "block4"])
+def test_stripes_of_columns(format: str) -> None:
+    """S in two and in more stripes than columns of one kind hold: an empty stripe adds nothing."""
+    target, (w_ih, w_hh) = target_or_skip("x86-64-v3"), doped("kronecker", 0.25)
+    S = w_hh.S.toarray()
+    S[:, : S.shape[1] // 3] = 0
+    w = (w_ih, structures.Doped(w_hh.base, sp.csr_array(S)))
+    plan = schedules.choose_lstm(*w, reverse=False, target=target, batch=8, force={"format": format})
+    parts = {"input": replace(plan.input, stripes=2), "recurrent": replace(plan.recurrent, stripes=3)}
+    plan = replace(plan, **parts)  # type: ignore[arg-type]
+    assert LstmPlan.from_json(plan.to_json()) == plan
+    check_lstm(w, plan, target, [(3, 1), (35, 1), (2, 8)])
 
 
 def test_order_of_the_kronecker_product() -> None:

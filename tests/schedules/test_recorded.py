@@ -71,7 +71,8 @@ def test_what_was_chosen_can_be_applied_again() -> None:
     target, w = target_or_skip("x86-64-v3"), doped("kronecker", 0.25)
     for force in (None, {"format": "block4"}):
         plan = schedules.choose_lstm(*w, reverse=False, target=target, force=force)
-        assert apply(plan, layers(w), choice_of(plan)) == plan
+        again = apply(plan, layers(w), choice_of(plan))
+        assert choice_of(again) == choice_of(plan) and again.config == plan.config
 
 
 def test_forced_choices_other_targets_and_layers_far_away_do_not_take_it() -> None:

@@ -101,6 +101,18 @@ def test_a_crash_is_recorded(workers: Workers, weights: Path, tmp_path: Path) ->
     assert "us" in only(workers, request(weights))
 
 
+def test_waiting_for_other_jobs_is_not_counted(workers: Workers, weights: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(8.0, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        replies = [only(workers, request(weights, kept=str(tmp_path)))]  # how long it takes without waiting
+        release.start()
+        replies.append(only(workers, request(weights, timeout=7.9, kept=str(tmp_path), locks=(str(lock),))))
+        release.join()
+    assert all("us" in reply for reply in replies) and replies[1]["seconds"] >= 7.9
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_candidate_tried_again(
     workers: Workers, weights: Path, tmp_path: Path
 ) -> None:

@@ -34,9 +34,16 @@ from tvm_doping.tuning.workers import Workers
 FORMAT_VERSION = 1
 STRATEGIES: tuple[Strategy, ...] = ("xgboost", "evolutionary", "random")
 # The reduced space: the packings that differ most, and of registers the ends.
-_PARAMS: tuple[dict[str, int], ...] = ({}, {"multiple": 4}, {"multiple": 1}, {"window": 0}, {"window": 64})
+_WAYS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("csr", {"multiple": 1}),
+    ("csr", {"multiple": 4}),
+    ("sell16", {"window": 0}),
+    ("sell16", {"window": 64}),
+    ("perm8", {"multiple": 4, "grouped": 0}),
+)
 _REGISTERS = (1.0, 0.5)
-_STEPS = (0, 1, 2)
+_STEPS = (0, 1, 3)
+_STRIPES = (1, 2)  # of the recurrent weight, in a batch
 TRIALS = 64
 
 
@@ -76,7 +83,7 @@ def run(
         for line in measured
         if "ratio" in line
     }
-    best = min(table.values())
+    best = _remeasured(table, [line["finalists"] for line in log.of(trials.id) if "finalists" in line][-1])
     cell = {
         "format_version": FORMAT_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -95,6 +102,21 @@ def run(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(cell, indent=1))
     return cell
+
+
+def _remeasured(table: dict[str, float], finalists: Sequence[tuple[Any, float]]) -> float:
+    """Put the second, longer measurement of the fastest few into the table, and return the least ratio there: a first one that
+    lies below all of these was luck."""
+    again = {Choice.model_validate(choice).model_dump_json(): ratio for choice, ratio in finalists}
+    best = min(again.values())
+    for text, ratio in table.items():
+        table[text] = again.get(text, max(ratio, best))
+    return best
+
+
+def read(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The measured cells of a folder."""
+    return [json.loads(path.read_text()) for path in sorted(Path(out).glob("H*.json"))]
 
 
 def plot(cells: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -126,6 +148,7 @@ def curve_of(
     search = Search(
         [len(axis) for axis in space.axes.values()],
         lambda decisions: space.features(space.choice(decisions)),
+        predicted=lambda decisions: space.predicted(space.choice(decisions)),
         strategy=strategy,
         seed=seed,
     )
@@ -162,13 +185,15 @@ def _space(H: int, compression: float, batch: int, target: Target) -> Space:
     whole = space_of(task, target)
     axes = dict(whole.axes)
     chosen = start(whole)
+    chosen_steps = (chosen.numbers.steps // chosen.numbers.lanes,)
     for name, way in chosen.ways.items():
-        kept = [
-            w for w in axes[f"{name}.way"] if w.format in ("csr", "sell16", "block4") and w.params in _PARAMS
-        ]
+        kept = [w for w in axes[f"{name}.way"] if (w.format, w.params) in _WAYS]
         plain = way.model_copy(update={"order": "left"})
         axes[f"{name}.way"] = tuple(kept if plain in kept else [*kept, plain])
         axes[f"{name}.order"] = (way.order,)
     axes["registers"] = tuple(r for r in axes["registers"] if r in _REGISTERS)
-    axes["steps"] = tuple(s for s in axes["steps"] if s in _STEPS)
+    axes["steps"] = tuple(s for s in axes["steps"] if s in (_STEPS if batch == 1 else chosen_steps))
+    for name in chosen.ways:
+        if f"{name}.stripes" in axes:
+            axes[f"{name}.stripes"] = _STRIPES if batch > 1 and name == "recurrent" else (1,)
     return replace(whole, axes=axes)

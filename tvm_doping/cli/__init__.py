@@ -16,6 +16,7 @@ from tvm_doping.cli import (
     bench_choice,
     bench_matrix,
     bench_predict,
+    bench_tuning,
     compile,
     farm,
     inspect,
@@ -47,6 +48,7 @@ for verb in (
     bench_matrix.bench_matrix,
     bench_choice.bench_choice,
     bench_predict.bench_predict,
+    bench_tuning.bench_tuning,
     targets.targets,
 ):
     app.command()(verb)

@@ -102,6 +102,8 @@ class Product:
 
     part    that of the weight, or of kind "dense" and without S where the plan has the weight multiplied out.
     sparse  the format of S and its packing parameters; None where S is empty. nnz: the nonzeros of S.
+    stripes ranges of S's columns that are stored, and multiplied, one after the other: the part of z that one needs stays in the
+            fastest cache where a tile of all of it would not.
     values  how the values of S and of dense matrices (W, U, V, D) are stored; the factors of a Kronecker product stay fp32.
     alternatives  what else could have run, fastest first; nothing that the kernel depends on.
     """
@@ -110,6 +112,7 @@ class Product:
     sparse: str | None = None
     nnz: int = 0
     params: dict[str, int] = field(default_factory=dict)
+    stripes: int = 1
     values: ValueType = "fp32"
     alternatives: tuple[Alternative, ...] = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ _ROOM: dict[str, Any] = {"kronecker": kronecker, "dense": dense, "low_rank": den
 
 
 def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of a product, named with `prefix`: the structured part's own, and those of S behind "S."."""
+    """The arrays of a product, named with `prefix`: the structured part's own, and those of S behind "S." (`sparse.prefix`)."""
     arrays: dict[str, np.ndarray] = {}
     if product.part.kind != "zero":
         # a dense part without S is the whole weight, whatever structure it has
@@ -29,8 +30,9 @@ def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> 
         base = Dense(structure.to_dense()) if alone else base_of(structure)
         arrays |= _ROOM[product.part.kind].pack(base, config, product.values)
     if product.sparse is not None:
-        packed = sparsity.pack(product.sparse, structure.S, values=product.values, **product.params)
-        arrays |= {"S." + name: array for name, array in packed.arrays.items()}
+        for at, stripe in enumerate(_striped(structure.S, product.stripes)):
+            packed = sparsity.pack(product.sparse, stripe, values=product.values, **product.params)
+            arrays |= {sparse.prefix(product, at) + name: array for name, array in packed.arrays.items()}
     return {prefix + name: array for name, array in arrays.items()}
 
 
@@ -91,17 +93,29 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
     whole = np.zeros(part.shape, "float32")
     if part.kind != "zero":
         whole += _ROOM[part.kind].to_dense(part, arrays, product.values)
-    if product.sparse is not None:
+    for at in range(product.stripes if product.sparse is not None else 0):
         packed = sparsity.Packed(
-            format=product.sparse,
+            format=str(product.sparse),
             shape=part.shape,
             nnz=product.nnz,
-            arrays=select(arrays, "S."),
+            arrays=select(arrays, sparse.prefix(product, at)),
             params=dict(product.params),
             values=product.values,
         )
-        whole += sparsity.FORMATS[product.sparse].unpack(packed).toarray()
+        whole += sparsity.FORMATS[str(product.sparse)].unpack(packed).toarray()
     return whole
+
+
+def _striped(S: Any, count: int) -> list[Any]:
+    """S (m, n) as `count` matrices of its size, each with a range of its columns."""
+    bounds = np.linspace(0, S.shape[1], count + 1).astype(int)
+    return [S] if count == 1 else [_kept(S, a, b) for a, b in pairwise(bounds)]
+
+
+def _kept(S: Any, first: int, end: int) -> Any:
+    kept = (S.indices >= first) & (S.indices < end)
+    indptr = np.concatenate([[0], np.cumsum(kept)])[S.indptr].astype(S.indptr.dtype)
+    return type(S)((S.data[kept], S.indices[kept], indptr), shape=S.shape)
 
 
 def base_of(structure: Any) -> Any:

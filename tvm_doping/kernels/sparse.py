@@ -7,6 +7,7 @@ costs and where it wins stands with its emitter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
@@ -32,9 +33,20 @@ from tvm_doping.kernels.values import Rows, scaled, widen
 
 def emit(product: Product, scope: Scope) -> None:
     """Emit y += S z in the product's format (nothing where S is empty)."""
-    if product.sparse is not None:
-        stream, tile = EMITTERS[product.sparse]
-        (stream if scope.width == 1 else tile)(product, scope)
+    if product.sparse is None:
+        return
+    stream, tile = EMITTERS[product.sparse]
+    for at in range(product.stripes):
+        own = prefix(product, at)
+        arrays = {
+            "S." + name.removeprefix(own): a for name, a in scope.arrays.items() if name.startswith(own)
+        }
+        (stream if scope.width == 1 else tile)(product, replace(scope, arrays=arrays))
+
+
+def prefix(product: Product, stripe: int) -> str:
+    """What the names of the arrays of a stripe of S begin with."""
+    return "S." if product.stripes == 1 else f"S{stripe}."
 
 
 def _csr_stream(product: Product, scope: Scope) -> None:

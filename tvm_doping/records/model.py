@@ -67,11 +67,12 @@ class Key(_Model):
 
 
 class Way(_Model):
-    """How one product runs: the format of S (None where it is empty) and its packing, the type of values, and the order of a
-    Kronecker product."""
+    """How one product runs: the format of S (None where it is empty), its packing and stripes (kernels.plan.Product), the type of
+    values, and the order of a Kronecker product."""
 
     format: str | None = None
     params: dict[str, int] = {}
+    stripes: Count = 1
     values: ValueType = "fp32"
     order: Literal["left", "right"] = "left"
 

@@ -13,7 +13,7 @@ from tvm_doping.records import Book, Choice, Found, Key, Numbers, Way, Weight, b
 from tvm_doping.records.book import SAME
 from tvm_doping.records.model import DENSE, PRODUCTS
 from tvm_doping.schedules.layer import Layer
-from tvm_doping.sparsity import PATTERNS
+from tvm_doping.sparsity import FORMATS, PATTERNS
 from tvm_doping.targets import Target
 
 _Plan = TypeVar("_Plan", LstmPlan, LinearPlan)
@@ -47,12 +47,18 @@ def choice_of(plan: LstmPlan | LinearPlan) -> Choice:
         dense = product.part.kind == "dense" and product.sparse is None
         ways[name] = Way(
             format=DENSE if dense else product.sparse,
-            params=product.params,
+            params=full_params(product.sparse, product.params),
+            stripes=product.stripes,
             values=product.values,
             order=product.part.order,
         )
     numbers = {key: value for key, value in asdict(plan.config).items() if key in Numbers.model_fields}
     return Choice(ways=ways, numbers=Numbers(**numbers))
+
+
+def full_params(format: str | None, params: Mapping[str, int]) -> dict[str, int]:
+    """The packing parameters of a format, those that were left out at their defaults: one way is then written in one way."""
+    return {**(FORMATS[format].defaults if format in FORMATS else {}), **params}
 
 
 def operation_of(plan: LstmPlan | LinearPlan) -> str:
@@ -79,7 +85,15 @@ def _product(layer: Layer, predicted: Product, way: Way) -> Product:
     if part.kind == "kronecker":
         part = replace(part, order=way.order)
     nnz = int(layer.sparse.nnz)
-    return replace(predicted, part=part, sparse=way.format, nnz=nnz, params=way.params, values=way.values)
+    return replace(
+        predicted,
+        part=part,
+        sparse=way.format,
+        nnz=nnz,
+        params=way.params,
+        stripes=way.stripes,
+        values=way.values,
+    )
 
 
 def _weight(layer: Layer) -> Weight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,12 @@ from tvm_doping.tuning.device import Device, Local, Remote
 
 Plan = LstmPlan | LinearPlan
 _NAME = "candidate"
-_ROUNDS, _SAMPLE_MS = 9, 4  # samples of a candidate at each T, and how long one lasts at least
+# Samples of a candidate at each T, and how long one lasts at least: as many short ones as other processes may leave whole.
+_ROUNDS, _SAMPLE_US = 20, 1000.0
+# A candidate that takes so many times as long as the first plan, in each of the first rounds, is not timed any further.
+_HOPELESS, _GLANCE = 1.4, 5
+# The first plan's time over its best so far, beyond which a measurement is disturbed and goes on, and how many times as long.
+_DISTURBED, _PATIENCE = 1.05, 4
 _CLOSE = 1e-4
 
 
@@ -55,11 +61,19 @@ class Job:
 
 
 def measure(
-    plans: Sequence[Plan], weights: Mapping[str, Structure], target: Target, job: Job, rounds: int = _ROUNDS
+    plans: Sequence[Plan],
+    weights: Mapping[str, Structure],
+    target: Target,
+    job: Job,
+    rounds: int = _ROUNDS,
+    waiting: Callable[[bool], None] = lambda waits: None,
+    known: Mapping[int, float] | None = None,
 ) -> list[dict[int, list[float]]]:
     """Microseconds a call of each plan, by T: a sample a round, taken in turns.
 
     A sample of one plan means little without the other's of its round: machines are not always equally fast.
+    waiting(True) is called before the wait for locks, waiting(False) after it. known: `typical` of the first plan where nothing
+    disturbed it; a measurement in which it takes longer goes on, up to four times as long.
 
     DopingError where a kernel's results differ from those of NumPy on the same packed arrays.
     """
@@ -75,15 +89,46 @@ def measure(
                 _Run(plan, arrays, path, job, device)
                 for plan, (arrays, path) in zip(plans, kernels, strict=True)
             ]
-            for run in runs:
-                run.check()
+            for run, (_, path) in zip(runs, kernels, strict=True):
+                if not _checked(path):
+                    run.check()
+                    _checked(path, True)
+            waiting(True)
             with _held(job.building, fcntl.LOCK_EX), _all_held(job.locks), _on(job.cores):
+                waiting(False)
                 samples = [{T: list[float]() for T in job.steps} for _ in runs]
-                for _ in range(rounds):
+                for at in range(_PATIENCE * rounds):
+                    if at == _GLANCE and rounds == _ROUNDS and _hopeless(samples):
+                        break
+                    if at >= rounds and not _disturbed(samples[0], known or {}):
+                        break
                     for run, own in zip(runs, samples, strict=True):
                         for T in job.steps:
                             own[T].append(float(f"{run.time(T):.5g}"))
     return samples
+
+
+def typical(samples: Sequence[float]) -> float:
+    """The lowest decile of samples: what else a machine does only adds to them."""
+    return float(f"{np.percentile(samples, 10):.5g}")
+
+
+def _disturbed(samples: Mapping[int, Sequence[float]], known: Mapping[int, float]) -> bool:
+    return any(typical(samples[T]) > _DISTURBED * us for T, us in known.items() if T in samples)
+
+
+def _hopeless(samples: Sequence[Mapping[int, Sequence[float]]]) -> bool:
+    """Whether every plan but the first is slow beyond doubt, at all T together."""
+    best = [math.prod(min(us) for us in own.values()) ** (1 / len(own)) for own in samples]
+    return len(best) > 1 and min(best[1:]) > _HOPELESS * best[0]
+
+
+def _checked(library: Path, now: bool = False) -> bool:
+    """Whether a library's results were compared with NumPy's: one that is kept is compared once."""
+    mark = library.with_suffix(".checked")
+    if now:
+        mark.touch()
+    return mark.exists()
 
 
 class _Run:
@@ -123,11 +168,14 @@ class _Run:
                 *self.packed,
                 *(self.device.put(a) for a in expected),
             ]
-            evaluator = self.module.time_evaluator(
-                _NAME, self.device.where, number=1, repeat=1, min_repeat_ms=_SAMPLE_MS
-            )
-            self.calls[T] = lambda: 1e6 * self._run(lambda: evaluator(*arguments)).mean
-            self.calls[T]()  # pages and caches
+
+            def call(number: int) -> float:
+                evaluator = self.module.time_evaluator(_NAME, self.device.where, number=number, repeat=1)
+                return 1e6 * float(self._run(lambda: evaluator(*arguments)).mean)
+
+            call(1)  # pages and caches
+            number = max(1, round(_SAMPLE_US / call(1)))
+            self.calls[T] = lambda: call(number)
         return self.calls[T]()
 
     def _run(self, call: Callable[[], Any]) -> Any:

@@ -30,8 +30,10 @@ _BLOCK, _ATTRIBUTE = "decisions", "doping.decision"
 class Search:
     """Candidates of a space of `extents` decisions, in rounds: ask, measure, tell.
 
-    features  of decisions, (F,) float32: what the cost model of strategy "xgboost" learns from. "evolutionary" has the same search
-              without a model, "random" none.
+    features   of decisions, (F,) float32: what the cost model of strategy "xgboost" learns from. "evolutionary" has the same
+               search without a model, "random" none.
+    predicted  of decisions: the time that the schedules expect, in any unit: what "xgboost" goes by until it has learned;
+               without, chance.
     """
 
     def __init__(
@@ -39,16 +41,16 @@ class Search:
         extents: Sequence[int],
         features: Callable[[list[int]], np.ndarray],
         *,
+        predicted: Callable[[list[int]], float] | None = None,
         strategy: Strategy = "xgboost",
         seed: int = 0,
     ) -> None:
         ms = _meta_schedule()
         self.ms, self.extents = ms, list(extents)
-        self.model = ms.cost_model.RandomModel()
+        self.model = ms.cost_model.RandomModel(seed=seed)
         if strategy == "xgboost":
-            self.model = ms.cost_model.XGBModel(
-                extractor=_extractor(features), num_warmup_samples=_WARM, num_tuning_cores=1
-            )
+            chance = np.random.default_rng(seed)
+            self.model = _model(features, predicted or (lambda decisions: 1.0 + chance.random()))
         search = ms.search_strategy.ReplayTrace()
         if strategy != "random":
             search = ms.search_strategy.EvolutionarySearch(
@@ -169,6 +171,40 @@ def _mutator(rng: np.random.Generator) -> Any:
             )  # the same generator: a copy of it would draw the same again, round after round
 
     return Redraw()
+
+
+def _model(features: Callable[[list[int]], np.ndarray], predicted: Callable[[list[int]], float]) -> Any:
+    from tvm.ir.utils import derived_object
+
+    ms = _meta_schedule()
+    learner = ms.cost_model.XGBModel(
+        extractor=_extractor(features), num_warmup_samples=_WARM, num_tuning_cores=1
+    )
+
+    @derived_object
+    class Model(ms.cost_model.PyCostModel):  # type: ignore[misc,name-defined]
+        """MetaSchedule's XGBoost model, and before it has learned what is predicted, where it would draw by chance."""
+
+        def __init__(self) -> None:
+            self.measured = 0
+
+        def load(self, path: str) -> None:
+            learner.load(path)
+
+        def save(self, path: str) -> None:
+            learner.save(path)
+
+        def update(self, context: Any, candidates: list[Any], results: list[Any]) -> None:
+            self.measured += len(candidates)
+            learner.update(context, candidates, results)
+
+        def predict(self, context: Any, candidates: list[Any]) -> np.ndarray:
+            if self.measured >= _WARM:
+                return np.asarray(learner.predict(context, candidates))
+            # scores: the larger the better, and above 0
+            return np.array([1.0 / predicted(decisions_of(candidate)) for candidate in candidates], "float64")
+
+    return Model()
 
 
 def _extractor(features: Callable[[list[int]], np.ndarray]) -> Any:

@@ -7,7 +7,7 @@ part of it: the ways of a product differ in how its S is stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from tvm_doping.records.model import DENSE
 from tvm_doping.schedules import arm, fallback, x86
 from tvm_doping.schedules.layer import Candidate, Layer
 from tvm_doping.schedules.rates import CORES
-from tvm_doping.schedules.recorded import choice_of
+from tvm_doping.schedules.recorded import choice_of, full_params
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import VALUE_BYTES
 from tvm_doping.targets import Target
@@ -33,8 +33,12 @@ _PARAMS: dict[str, tuple[dict[str, int], ...]] = {
     "perm32_expand": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
     "perm64": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
 }
-# Vectors of a tile of streams, and of steps that are projected ahead (0: each step projects its own input).
-_TILES, _STEPS = (1, 2), (0, 1, 2, 4)
+# Vectors of a tile of streams (0: one by one), and of steps that are projected ahead (0: each step projects its own input). Five
+# vectors of eight lanes hold a sequence of 35 steps.
+_TILES, _STEPS = (0, 1, 2, 3, 4), (0, 1, 2, 3, 5, 8)
+# Ranges of columns that S is stored in, where a tile of all of them would fill the L1.
+_STRIPES = (1, 2, 4)
+_WIDER = {2: 1.55, 3: 2.1, 4: 2.7}  # what a tile of more vectors takes, times one of one (about)
 # Parts of the vector registers that a register tile may take: with fewer, LLVM keeps more of what is around the tile in registers.
 _REGISTERS = (1.0, 0.75, 0.5)
 _NAMES = (None, DENSE, *FORMATS)
@@ -62,10 +66,7 @@ class Space:
             lanes = max(self.axes["lanes"])
         ways = {p: values[f"{p}.way"] for p in products}
         predicted = {p: self.ways[p][_id(way), lanes] for p, way in ways.items()}
-        ways = {
-            p: way.model_copy(update={"order": values.get(f"{p}.order", way.order)})
-            for p, way in ways.items()
-        }
+        ways = {p: self._way(p, way, values) for p, way in ways.items()}
         registers = int(self.task.plan.config.registers * values["registers"])
         tile, steps = lanes * values["tile"], lanes * values["steps"]
 
@@ -98,12 +99,35 @@ class Space:
             "shared": numbers.shared,
         }
         for name, way in choice.ways.items():
-            wanted[f"{name}.way"] = way.model_copy(update={"order": "left"})
+            wanted[f"{name}.way"] = way.model_copy(update={"order": "left", "stripes": 1})
             wanted[f"{name}.order"] = way.order
+            wanted[f"{name}.stripes"] = way.stripes
         try:
             return [axis.index(wanted[name]) for name, axis in self.axes.items()]
         except ValueError:
             return None
+
+    @staticmethod
+    def _way(product: str, way: Way, values: Mapping[str, Any]) -> Way:
+        """The way with what else is decided about its product; a weight without an S of its own has no stripes."""
+        whole = way.format in (None, DENSE)
+        return way.model_copy(
+            update={
+                "order": values.get(f"{product}.order", way.order),
+                "stripes": 1 if whole else values.get(f"{product}.stripes", way.stripes),
+            }
+        )
+
+    def predicted(self, choice: Choice) -> float:
+        """Cycles that the schedules expect of a step of all streams; they know nothing of stripes and registers."""
+        numbers, total = choice.numbers, 0.0
+        for name, way in choice.ways.items():
+            of = self.ways[name][_id(way), numbers.lanes]
+            one = of.cycles * self.task.batch
+            tiles = -(-self.task.batch // max(1, numbers.tile))
+            pairs = _WIDER.get(numbers.tile // numbers.lanes, 1.0)
+            total += tiles * pairs * of.tile_cycles if numbers.tile and self.task.batch > 1 else one
+        return max(total, 1.0)
 
     def features(self, choice: Choice) -> np.ndarray:
         """What the cost model sees of a candidate, (F,) float32: the predictions of the schedules, and all that is decided."""
@@ -114,7 +138,7 @@ class Space:
             row += [math.log2(1 + v) for v in (predicted.cycles, predicted.tile_cycles, predicted.bytes)]
             row += [float(way.format == known) for known in _NAMES]
             row += [way.params.get(key, -1) for key in ("multiple", "grouped", "window")]
-            row += [VALUE_BYTES[way.values], way.order == "left"]
+            row += [VALUE_BYTES[way.values], way.order == "left", way.stripes]
         return np.array(row, "float32")
 
 
@@ -128,15 +152,25 @@ def space_of(task: Task, target: Target) -> Space:
         axes[f"{name}.way"] = tuple({key[0]: way for key, (way, _) in found.items()}.values())
         if layer.part.kind == "kronecker":
             axes[f"{name}.order"] = ("left", "right")
+        if layer.sparse.nnz and _tile_bytes(task, name, target) > target.l1 // 2:
+            axes[f"{name}.stripes"] = _STRIPES
     config = task.plan.config
     lanes = sorted({width for candidates in ways.values() for _, width in candidates})
     axes["lanes"] = tuple(lanes)
-    axes["tile"] = _TILES if config.tile and task.batch > 1 else (config.tile // config.lanes,)
+    most = max(-(-task.batch // min(lanes)), config.tile // config.lanes)
+    axes["tile"] = tuple(t for t in _TILES if t <= most) if task.batch > 1 else (config.tile // config.lanes,)
     several = task.operation == "lstm" and config.steps
     axes["steps"] = _STEPS if several else (config.steps // config.lanes,)
     axes["registers"] = _REGISTERS
     axes["shared"] = (False, True) if task.threads > 1 else (False,)
     return Space(task=task, axes=axes, ways=ways)
+
+
+def _tile_bytes(task: Task, name: str, target: Target) -> int:
+    """Bytes of the widest tile that a product reads: of streams, or for one stream of the steps that are projected ahead."""
+    ahead = task.operation == "lstm" and name == "input" and task.batch == 1
+    vectors = max(_STEPS) if ahead else -(-task.batch // target.lanes) if task.batch > 1 else 0
+    return 4 * task.layers[name].columns * target.lanes * min(vectors, max(_TILES))
 
 
 def start(space: Space) -> Choice:
@@ -154,7 +188,8 @@ def _ways(layer: Layer, target: Target) -> dict[tuple[str, int], tuple[Way, Cand
         dense = candidate.format == DENSE
         several = [candidate.params, *_PARAMS.get(candidate.format or "", ())]
         for params in [{}] if dense or candidate.format is None else several:
-            way = Way(format=candidate.format, params=params, values=candidate.values)
+            whole = full_params(candidate.format, params)
+            way = Way(format=candidate.format, params=whole, values=candidate.values)
             found[_id(way), candidate.config.lanes] = (way, candidate)
     return found
 

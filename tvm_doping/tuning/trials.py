@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +19,14 @@ from tvm_doping.schedules.recorded import apply
 from tvm_doping.targets import Target
 from tvm_doping.tuning import worker
 from tvm_doping.tuning.log import Log
-from tvm_doping.tuning.measure import Job
+from tvm_doping.tuning.measure import Job, typical
 from tvm_doping.tuning.metaschedule import Search, decisions_of
 from tvm_doping.tuning.space import Space, start
 from tvm_doping.tuning.workers import Workers
 
 Strategy = Literal["xgboost", "evolutionary", "random", "exhaustive"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
-_FINALISTS, _FINAL_ROUNDS = 4, 25
+_FINALISTS, _FINAL_ROUNDS = 6, 60
 _GAIN = 0.98  # of the time of the cost model's choice: what is not faster than this is not told from it
 _DRAWS = 300
 
@@ -80,6 +79,7 @@ class Trials:
         ] = {}  # a choice as JSON -> its time over that of the cost model's choice
         self.decisions: list[list[int]] = []  # of each candidate measured, where the space holds it
         self.before = 0
+        self.undisturbed: dict[int, float] = {}  # the least times of the cost model's choice, by T
 
     def run(self, budget: Budget, strategy: Strategy = "xgboost", seed: int = 0) -> Best:
         """Search until the budget is spent or the space exhausted, then measure the best few once more, in turns.
@@ -112,6 +112,7 @@ class Trials:
             search = Search(
                 [len(axis) for axis in self.space.axes.values()],
                 lambda decisions: self.space.features(self.space.choice(decisions)),
+                predicted=lambda decisions: self.space.predicted(self.space.choice(decisions)),
                 strategy=strategy,
                 seed=seed,
             )
@@ -165,9 +166,11 @@ class Trials:
             }
             if "us" in reply:
                 reference, own = reply["us"]
+                for T, us in _typical(reference).items():
+                    self.undisturbed[T] = min(us, self.undisturbed.get(T, us))
                 line |= {
-                    "us": _medians(own),
-                    "reference_us": _medians(reference),
+                    "us": _typical(own),
+                    "reference_us": _typical(reference),
                     "ratio": _ratios(own, reference),
                 }
             else:
@@ -194,8 +197,8 @@ class Trials:
         best = best if scores[best] < _GAIN else 0
         found = Best(
             choice=choices[best],
-            us=_medians(samples[best]),
-            reference_us=_medians(samples[0]),
+            us=_typical(samples[best]),
+            reference_us=_typical(samples[0]),
             trials=len(self.scores),
         )
         self.log.add(
@@ -205,7 +208,7 @@ class Trials:
                 "best": found.choice.model_dump(mode="json"),
                 "us": found.us,
                 "reference_us": found.reference_us,
-                "finalists": scores,
+                "finalists": [[c.model_dump(mode="json"), s] for c, s in zip(choices, scores, strict=True)],
                 "wall": round(time.monotonic() - self.started, 1),
             }
         )
@@ -215,7 +218,14 @@ class Trials:
         plan: Any = self.task.plan
         plans = [replace(apply(plan, self.task.layers, c), reason="", record="") for c in choices]
         return worker.request(
-            plans, self.task.operation, self.weights, self.target, self.job, self.timeout, rounds
+            plans,
+            self.task.operation,
+            self.weights,
+            self.target,
+            self.job,
+            self.timeout,
+            rounds,
+            self.undisturbed,
         )
 
     def _know(self, choice: Choice, score: float) -> None:
@@ -240,16 +250,15 @@ class Trials:
         )
 
 
-def _medians(samples: Mapping[Any, Sequence[float]]) -> dict[int, float]:
-    return {int(T): float(f"{statistics.median(us):.5g}") for T, us in samples.items()}
+def _typical(samples: Mapping[Any, Sequence[float]]) -> dict[int, float]:
+    """`typical` of the samples, by T."""
+    return {int(T): typical(us) for T, us in samples.items()}
 
 
 def _ratios(own: Mapping[Any, Sequence[float]], reference: Mapping[Any, Sequence[float]]) -> dict[int, float]:
-    """Median over the rounds of a candidate's time over the reference's of the same round, by T."""
-    return {
-        int(T): float(f"{statistics.median(a / b for a, b in zip(us, reference[T], strict=True)):.5g}")
-        for T, us in own.items()
-    }
+    """A candidate's time over that of the reference in the same rounds, by T."""
+    a, b = _typical(own), _typical(reference)
+    return {T: float(f"{a[T] / b[T]:.5g}") for T in a}
 
 
 def _score(line: Mapping[str, Any]) -> float:

@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
@@ -31,6 +32,7 @@ from tvm_doping.targets import Target
 from tvm_doping.tuning.measure import Job, measure
 
 _PLANS: dict[str, type[LstmPlan] | type[LinearPlan]] = {"lstm": LstmPlan, "linear": LinearPlan}
+_WAITS, _GOES_ON = b"\x01", b"\x02"  # what a child writes while it waits for a lock: nothing that JSON has
 _DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -52,6 +54,7 @@ def request(
     job: Job,
     timeout: float,
     rounds: int | None = None,
+    known: Mapping[int, float] | None = None,
 ) -> dict[str, Any]:
     """What `main` reads: plans of an operation, of the layer whose weights `save_weights` wrote.
 
@@ -64,6 +67,7 @@ def request(
         "target": asdict(target),
         "job": asdict(job),
         "timeout": timeout,
+        "known": {str(T): us for T, us in (known or {}).items()},
         **({} if rounds is None else {"rounds": rounds}),
     }
 
@@ -119,20 +123,23 @@ def _in_child(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reply(read: int, end: float) -> dict[str, Any] | None:
-    """What the child wrote, {} if it ended without a word, None if time is up. Ends the worker where its parent is gone."""
-    text = b""
+    """What the child wrote, {} if it ended without a word, None if time is up: that in which it waits for others is not counted."""
+    text, since = b"", None
     while True:
-        left = end - time.perf_counter()
-        if left <= 0:
+        now = time.perf_counter()
+        if since is None and now >= end:
             return None
-        ready, _, _ = select.select([read], [], [], min(left, 1.0))
-        if os.getppid() == 1:
-            return None
-        if ready:
-            some = os.read(read, 1 << 16)
-            if not some:
-                return json.loads(text) if text else {}
-            text += some
+        ready, _, _ = select.select([read], [], [], 1.0 if since else min(end - now, 1.0))
+        if not ready:
+            continue
+        some = os.read(read, 1 << 16)
+        if not some:
+            return json.loads(text) if text else {}
+        if since is None and _WAITS in some:
+            since = time.perf_counter()
+        if since is not None and _GOES_ON in some:
+            end, since = end + time.perf_counter() - since, None
+        text += some.replace(_WAITS, b"").replace(_GOES_ON, b"")
 
 
 def _child(wanted: dict[str, Any], write: int) -> None:
@@ -146,7 +153,9 @@ def _child(wanted: dict[str, Any], write: int) -> None:
         )
         raw = wanted["job"]
         job = Job(**{**raw, **{key: tuple(raw[key]) for key in ("steps", "cores", "locks")}})
-        more = {"rounds": wanted["rounds"]} if "rounds" in wanted else {}
+        more: dict[str, Any] = {"rounds": wanted["rounds"]} if "rounds" in wanted else {}
+        more["known"] = {int(T): us for T, us in wanted.get("known", {}).items()}
+        more["waiting"] = lambda waits: os.write(write, _WAITS if waits else _GOES_ON)
         reply: dict[str, Any] = {"us": measure(plans, _weights(wanted["weights"]), target, job, **more)}
     except DopingError as error:
         reply = {"error": " ".join(str(error).split()), "kind": "refused"}

@@ -15,7 +15,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-_GRACE = 30.0  # seconds beyond a request's own time-out until the worker itself is taken for dead
+# Seconds beyond a request's own time-out until the worker itself is taken for dead: it may wait long for other jobs on the machine.
+_GRACE = 3600.0
 # How often a request is tried that ended so: a device may disappear, or fall silent; a worker may be killed for memory. What is too
 # slow for this machine, or crashes on it, is so every time.
 _LIVES = {"device": 3, "worker": 3}
