@@ -12,7 +12,15 @@ from torch import nn
 
 from tvm_doping import checkpoint
 from tvm_doping.errors import InvalidInput, UnfinishedWarning
-from tvm_doping.models import Annealing, LanguageModel, close_masks, dope, doped_weights, load_model, model_tensors
+from tvm_doping.models import (
+    Annealing,
+    LanguageModel,
+    close_masks,
+    dope,
+    doped_weights,
+    load_model,
+    model_tensors,
+)
 from tvm_doping.models.checks import check_model
 
 SIZES: dict[str, Any] = {"vocab": 9, "embedding": 32, "hidden": 32, "layers": 2}
@@ -56,7 +64,12 @@ def test_a_run_folder_knows_what_was_planned(tmp_path: Path) -> None:
         check_model(loaded)
     close_masks(loaded)
     silent(loaded)
-    assert checkpoint.load(checkpoint.save(tmp_path, config, *model_tensors(loaded))).config["compression"]["by_parameters"] > 6
+    assert (
+        checkpoint.load(checkpoint.save(tmp_path, config, *model_tensors(loaded))).config["compression"][
+            "by_parameters"
+        ]
+        > 6
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -311,7 +311,9 @@ def test_a_line_an_epoch_where_there_is_no_terminal(
     out, err = capsys.readouterr()
     assert out == "" and re.search(r"^resumed at step 56 of \d+$", err, re.MULTILINE)
     lines = re.findall(
-        r"^epoch (\d) of 3, step \d+: perplexity [\d.]+ train, [\d.]+ valid, \d+ s$", first + err, re.MULTILINE
+        r"^epoch (\d) of 3, step \d+: perplexity [\d.]+ train, [\d.]+ valid, \d+ s$",
+        first + err,
+        re.MULTILINE,
     )
     assert lines == ["1", "2", "3"]
     train(recipe, texts, tmp_path / "quiet", progress=False)
@@ -327,5 +329,5 @@ def test_a_run_stopped_before_its_first_checkpoint_says_so(
     monkeypatch.setattr(lm, "segment_loss", stopping)
     with pytest.raises(_Stop):
         train(Recipe.model_validate(fields()), texts, tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match="first checkpoint.*train` again"):
+    with pytest.raises(CheckpointError, match=r"first checkpoint.*train` again"):
         load_model(tmp_path)

@@ -57,9 +57,7 @@ def test_steps_known_at_once_are_projected_by_a_format_that_serves_all_lanes() -
     alone = schedules.choose_lstm(w, w, reverse=False, target=target)
     assert plan.recurrent == alone.recurrent
     assert min(a.cycles for a in plan.input.alternatives) < min(a.cycles for a in alone.input.alternatives)
-    one, many = (
-        schedules.choose_lstm(w, w, reverse=False, target=target, batch=8, steps=s) for s in (1, 35)
-    )
+    one, many = (schedules.choose_lstm(w, w, reverse=False, target=target, batch=8, steps=s) for s in (1, 35))
     assert one == many
     linear = schedules.choose_linear(w, target=target, batch=1, steps=16)
     assert linear == schedules.choose_linear(w, target=target, batch=16)
@@ -143,7 +141,9 @@ def test_tiles_of_two_vectors_where_a_batch_fills_more_than_one(batch: int, tile
     plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=batch)
     lanes = min(8, tile)
     assert (plan.config.lanes, plan.config.tile, plan.config.steps) == (lanes, tile, lanes)
-    assert {a.tile for a in plan.input.alternatives} == ({8, 16} if batch > 8 else {4, 8} if batch == 4 else {8})
+    assert {a.tile for a in plan.input.alternatives} == (
+        {8, 16} if batch > 8 else {4, 8} if batch == 4 else {8}
+    )
 
 
 def test_all_that_was_weighed_is_kept_fastest_first() -> None:
@@ -187,7 +187,9 @@ def test_a_dense_weight_has_one_way_to_run() -> None:
     assert (only.format, only.bytes) == ("dense", 4096) and only.cycles > 0
 
 
-@pytest.mark.parametrize("target", ["cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "apple-m1"])
+@pytest.mark.parametrize(
+    "target", ["cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "apple-m1"]
+)
 def test_arm_chooses_by_core_and_says_why(target: str) -> None:
     assert formats(target, 0.05, block=8) == {"block8"} and formats(target, 0.03) == {"sell16"}
     w, machine = doped(2560, 640, 0.05), targets.resolve(target)
@@ -195,7 +197,14 @@ def test_arm_chooses_by_core_and_says_why(target: str) -> None:
     assert plan.config.gather == ("sve" if target == "neoverse-v1" else "lanes")
     assert (plan.config.lanes, plan.config.registers, plan.config.steps) == (4, 32, 8)
     assert {other.tile for other in plan.input.alternatives} == {4, 8, 16}
-    assert {other.format for other in plan.input.alternatives} == {"csr", "sell16", "block4", "block8", "block16", "dense"}
+    assert {other.format for other in plan.input.alternatives} == {
+        "csr",
+        "sell16",
+        "block4",
+        "block8",
+        "block16",
+        "dense",
+    }
     with pytest.raises(ScheduleError, match="no such format on arm"):
         schedules.choose_lstm(w, w, reverse=False, target=machine, force={"format": "perm8"})
 

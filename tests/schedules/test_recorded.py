@@ -28,7 +28,11 @@ def changed(choice: Choice, format: str) -> Choice:
     """The same layer with another format, order of the Kronecker product and numbers."""
     ways = {
         name: way.model_copy(
-            update={"format": format, "params": OTHER[format], "order": "right" if way.order == "left" else "left"}
+            update={
+                "format": format,
+                "params": OTHER[format],
+                "order": "right" if way.order == "left" else "left",
+            }
         )
         for name, way in choice.ways.items()
     }
@@ -38,7 +42,9 @@ def changed(choice: Choice, format: str) -> Choice:
 
 
 def book(w: tuple[Any, Any], choice: Choice, target: Any) -> Book:
-    device = DEVICE.model_copy(update={"target": target.name, "l1": target.l1, "l2": target.l2, "l3": target.l3})
+    device = DEVICE.model_copy(
+        update={"target": target.name, "l1": target.l1, "l2": target.l2, "l3": target.l3}
+    )
     made = Record(
         key=key_of(layers(w), 1),
         choice=choice,
@@ -61,7 +67,9 @@ def test_a_record_is_taken_and_computes_the_same(format: str) -> None:
         ways = {name: way.model_copy(update={"order": "left"}) for name, way in wanted.ways.items()}
         expected = wanted.model_copy(update={"ways": ways})
     assert choice_of(plan) == expected
-    assert plan.record.startswith("tuned: 10 us at T = 1 (predicted choice 12)") and plan.record in plan.reason
+    assert (
+        plan.record.startswith("tuned: 10 us at T = 1 (predicted choice 12)") and plan.record in plan.reason
+    )
     assert plan.input.alternatives == predicted.input.alternatives
     assert type(plan).from_json(plan.to_json()) == plan
     check_lstm(w, plan, target, [(1, 1), (39, 1), (2, 37)])
@@ -97,13 +105,17 @@ def test_a_linear_layer_has_records_too(tmp_path: Path) -> None:
     layer = {"product": schedules.layer_of(w)}
     choice = choice_of(plan)
     wanted = Choice(
-        ways={"product": choice.ways["product"].model_copy(update={"format": "csr", "params": {"multiple": 1}})},
+        ways={
+            "product": choice.ways["product"].model_copy(update={"format": "csr", "params": {"multiple": 1}})
+        },
         numbers=choice.numbers,
     )
     made = Record(
         key=key_of(layer, 1), choice=wanted, us={1: 1.0}, heuristic_us={1: 1.0}, trials=1, created="now"
     )
-    device = DEVICE.model_copy(update={"target": target.name, "l1": target.l1, "l2": target.l2, "l3": target.l3})
+    device = DEVICE.model_copy(
+        update={"target": target.name, "l1": target.l1, "l2": target.l2, "l3": target.l3}
+    )
     save(tmp_path, device, "linear", [made])
     taken = schedules.choose_linear(w, target=target, records=Book.of(tmp_path))
     assert choice_of(taken) == wanted and taken.record
@@ -121,4 +133,7 @@ def test_patterns_are_recognised(pattern: str) -> None:
     layer = schedules.layer_of(structures.Doped(structures.Zero(s.shape), s))
     key = key_of({"product": layer}, 1)
     assert key.weights["product"].pattern == pattern
-    assert key_of({"product": schedules.layer_of(structures.Zero((4, 4)))}, 1).weights["product"].pattern == "none"
+    assert (
+        key_of({"product": schedules.layer_of(structures.Zero((4, 4)))}, 1).weights["product"].pattern
+        == "none"
+    )

@@ -160,9 +160,14 @@ def load_recipe(
     try:
         found = Recipe.model_validate(fields)
     except ValidationError as error:
-        faults = [_fault(e["type"], ".".join(map(str, e["loc"])), e["msg"], e["input"]) for e in error.errors()]
+        faults = [
+            _fault(e["type"], ".".join(map(str, e["loc"])), e["msg"], e["input"]) for e in error.errors()
+        ]
         raise RecipeError(
-            f"recipe {label}", "known keys with possible values", "; ".join(faults)[:4000], "Correct these keys."
+            f"recipe {label}",
+            "known keys with possible values",
+            "; ".join(faults)[:4000],
+            "Correct these keys.",
         ) from None
     _check(found, label)
     return found

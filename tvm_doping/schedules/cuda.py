@@ -17,8 +17,8 @@ from tvm_doping.targets import Target
 # Warps enough to hide the latency of shared memory (about 30 cycles, an instruction every other cycle of four schedulers), and
 # registers enough for each thread: 65,536 / 512 = 128.
 _THREADS, _REGISTERS = 512, 65_536
-# Lanes of a tile that streams must fill to be worth it: its sums take one pass over S, and a stream alone takes one too, but with 32
-# rows side by side, whose reads of h collide in the banks of shared memory (3.5 of 32 on average).
+# Lanes of a tile that streams must fill to be worth it: its sums take one pass over S, and a stream alone takes one too, but with
+# 32 rows side by side, whose reads of h collide in the banks of shared memory (3.5 of 32 on average).
 _TILE_FROM = 8
 # Dense where S would hold so large a part of the weight: a slot reads a value, an index and, at an address of its own, z.
 _DENSE_FROM = 0.4
@@ -91,8 +91,10 @@ def _product(
         return Product(part=Part(kind="dense", shape=part.shape), values=values), why
     if part.kind == "kronecker":
         left, right = needed(part, Cut(units=units, gates=gates, parts=parts))
-        part = Part(kind=part.kind, shape=part.shape, dims=part.dims, order="left" if left <= right else "right")
+        part = Part(
+            kind=part.kind, shape=part.shape, dims=part.dims, order="left" if left <= right else "right"
+        )
     sparse = FORMAT if layer.sparse.nnz else None
-    return Product(part=part, sparse=sparse, nnz=int(layer.sparse.nnz), values=values if sparse else "fp32"), (
-        "rows of S in groups of a warp" if sparse else "no S"
-    )
+    return Product(
+        part=part, sparse=sparse, nnz=int(layer.sparse.nnz), values=values if sparse else "fp32"
+    ), ("rows of S in groups of a warp" if sparse else "no S")

@@ -2,9 +2,10 @@
 
 x86-64: measured, AVX2 on one core of an AMD Zen 3 server, AVX-512 on AMD Zen 4 and Zen 5 servers.
 
-Arm: **not measured**. Loops: cycles an iteration by llvm-mca 19 of the code generated for the core (for the A72 LLVM has the A57's
-numbers, for the A76 the Neoverse N1's; for the M1 the Neoverse V1's are taken, without SVE). What mca does not see, the ends of loops and
-what is outside of them, is estimated from the length of the core's pipeline; bandwidths are estimates too, without a source.
+Arm: **not measured**. Loops: cycles an iteration by llvm-mca 19 of the code generated for the core (for the A72 LLVM has the
+A57's numbers, for the A76 the Neoverse N1's; for the M1 the Neoverse V1's are taken, without SVE). What mca does not see, the
+ends of loops and what is outside of them, is estimated from the length of the core's pipeline; bandwidths are estimates too,
+without a source.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ _X86: dict[str, tuple[float, float]] = {
     # The FMA of a Kronecker product, whose loops are short; in a tile they are longer.
     "kronecker": (0.55, 1.0),
     "kronecker_tile": (0.6, 1.0),
-    # To widen a vector of narrow values: a conversion that takes its operand from memory, beside which little else changes; a scalar
-    # of CSR, which has to go through a vector register.
+    # To widen a vector of narrow values: a conversion that takes its operand from memory, beside which little else changes; a
+    # scalar of CSR, which has to go through a vector register.
     "widen": (0.1, 0.1),
     "widen_one": (0.1, 0.1),
 }
