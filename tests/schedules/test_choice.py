@@ -49,6 +49,16 @@ def test_a_dense_enough_s_is_looked_up_with_avx2() -> None:
     assert {plan.input.sparse, plan.recurrent.sparse} <= {"csr", "sell16"}
 
 
+def test_long_rows_of_a_wide_tile_are_not_read_sixteen_at_a_time() -> None:
+    """Two vectors of streams leave no room in the L1 for a SELL group of a dense S, whose rows would fetch it again and again."""
+    w, target = doped(2560, 640, 0.2), targets.resolve("x86-64-v3")
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=32)
+    assert (plan.input.sparse, plan.recurrent.sparse) == ("csr", "csr")
+    w = doped(2560, 640, 0.05)
+    plan = schedules.choose_lstm(w, w, reverse=False, target=target, batch=32)
+    assert (plan.input.sparse, plan.recurrent.sparse) == ("sell16", "sell16")
+
+
 def test_steps_known_at_once_are_projected_by_a_format_that_serves_all_lanes() -> None:
     """W_ih runs as tiles of steps, W_hh step by step; streams that run side by side leave no lanes to steps."""
     w, target = doped(2560, 640, 0.1), targets.resolve("x86-64-v3")

@@ -1,9 +1,9 @@
 """The schedules of 64-bit Arm: NEON, and of SVE its gather.
 
-All cores have 32 registers of 4 fp32 lanes. A nonzero of S costs loads: its value and its index, of which one load brings four,
-and its z, one each, so 1.5 loads, where the A53 and the A72 do one a cycle, the A76 and the Neoverse N1 two, the V1 and the M1 three.
-Look-ups by `tbl` were weighed by llvm-mca and do not pay (docs/formats.md has the figures). fp16 arithmetic and dot products of bf16 and
-int8 round inputs or sums, which no precision allows.
+All cores have 32 registers of 4 fp32 lanes. A nonzero of S costs loads: its value and its index, of which one load brings
+four, and its z, one each, so 1.5 loads, where the A53 and the A72 do one a cycle, the A76 and the Neoverse N1 two, the V1 and
+the M1 three. Look-ups by `tbl` were weighed by llvm-mca and do not pay (docs/formats.md has the figures). fp16 arithmetic and
+dot products of bf16 and int8 round inputs or sums, which no precision allows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _refusal(name: str, layer: Layer, target: Target) -> str | None:
     return None
 
 
-def _pair(name: str | None, vectors: int, target: Target) -> float:
+def _pair(name: str | None, vectors: int, layer: Layer, target: Target) -> float:
     if vectors == 1:
         return 1.0
     kind = name if name in ("csr", "sell16", DENSE) else "block" if name else DENSE

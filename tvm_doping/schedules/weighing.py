@@ -48,7 +48,7 @@ class Kind:
     widths: Callable[[Layer, Target], tuple[tuple[int, int], ...]]
     registers: Callable[[Target], int]
     types: Callable[[Layer, Target], tuple[tuple[ValueType, ...], str]]
-    pair: Callable[[str | None, int, Target], float]
+    pair: Callable[[str | None, int, Layer, Target], float]
     steps: int = 1
     gather: Callable[[Target], Gather] = lambda target: ""
     lanes: Mapping[str, int]
@@ -161,8 +161,8 @@ def _candidate(
 ) -> Candidate:
     """S in a format, and the structured part `extra` beside it; width: lanes and vectors."""
     lanes, vectors = width
-    wider = (kind.pair(name, vectors, target), kind.pair(DENSE, vectors, target))
-    steps = (kind.pair(name, kind.steps, target), kind.pair(DENSE, kind.steps, target))
+    wider = (kind.pair(name, vectors, layer, target), kind.pair(DENSE, vectors, layer, target))
+    steps = (kind.pair(name, kind.steps, layer, target), kind.pair(DENSE, kind.steps, layer, target))
     if values != "fp32":
         cost, extra = (
             _narrow(kind, each, some, values, target, lanes) for each, some in ((name, cost), (DENSE, extra))

@@ -11,6 +11,11 @@ from tvm_doping.targets import Target
 # AVX2, H = 650 and 1500: sell16 1.4-1.55; dense and Kronecker products have larger register tiles).
 _PAIR: dict[str | None, float] = {"csr": 1.5, "sell16": 1.55, DENSE: 1.75}
 _PAIR_BLOCK = 1.7
+# A tile takes the rows of a SELL group one after the other, and each row touches every line of the group's values and indices:
+# where they are more than this share of the L1, beside the streams of two vectors, each row fetches them anew and takes so much
+# longer (measured: 1.26-1.4 times CSR at 5x, H = 650 and 1500; within 0.97-1.07 of it at 20x).
+_GROUP_SHARE, _GROUP_AGAIN = 0.25, 1.25
+_GROUP_ENTRY_BYTES = 16 * 6  # of a column of 16 slots
 
 
 def choose(layer: Layer, target: Target, allowed: frozenset[str] | None = None) -> Candidate | Declined:
@@ -32,6 +37,14 @@ def _widths(layer: Layer, target: Target) -> tuple[tuple[int, int], ...]:
     if layer.batch > lanes and lanes < 16:
         return ((lanes, 1), (lanes, 2))
     return ((half, 1), (lanes, 1)) if 1 < layer.batch <= half else ((lanes, 1),)
+
+
+def _pair(name: str | None, vectors: int, layer: Layer, target: Target) -> float:
+    if vectors == 1:
+        return 1.0
+    group = _GROUP_ENTRY_BYTES * layer.sparse.nnz / layer.rows
+    again = name == "sell16" and group > _GROUP_SHARE * target.l1
+    return _PAIR.get(name, _PAIR_BLOCK) * (_GROUP_AGAIN if again else 1.0)
 
 
 def _types(layer: Layer, target: Target) -> tuple[tuple[ValueType, ...], str]:
@@ -75,7 +88,7 @@ X86 = weighing.Kind(
     widths=_widths,
     registers=lambda target: 32 if target.lanes == 16 else 16,
     types=_types,
-    pair=lambda name, vectors, target: _PAIR.get(name, _PAIR_BLOCK) if vectors == 2 else 1.0,
+    pair=_pair,
     lanes={"sell16": 8, "perm8": 8, "block4": 4},
     full=_FULL_WIDTH,
 )
