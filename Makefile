@@ -88,7 +88,7 @@ $(VENV)/.with-bench: $(VENV)/.with-torch pyproject.toml
 	@touch $@
 
 $(VENV)/.with-dev: $(VENV)/.with-bench
-	$(PIP) install -q -c constraints.txt -e ".[bench,dev]"
+	$(PIP) install -q -c constraints.txt -e ".[bench,train,dev]"
 	@touch $@
 
 clean:

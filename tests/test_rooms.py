@@ -18,7 +18,18 @@ PACKAGE = Path(tvm_doping.__file__).parent
 # From top to bottom; the rooms of one line are one level and may know each other. A bundle knows how to be
 # stored and run, not how it is made, so it stands above `build`, which makes one.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "arrays", "text", "places", "heads", "comparing", "precisions", "strict_json"),
+    (
+        "errors",
+        "arrays",
+        "text",
+        "subwords",
+        "beam",
+        "places",
+        "heads",
+        "comparing",
+        "precisions",
+        "strict_json",
+    ),
     ("structures",),
     ("sparsity",),
     ("checkpoint",),
@@ -58,6 +69,8 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "arrays": {"numpy"},
     "text": {"numpy"},
+    "subwords": {"tokenizers"},
+    "beam": {"numpy"},
     "places": set(),
     "heads": set(),
     "comparing": {"numpy"},

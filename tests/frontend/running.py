@@ -42,7 +42,7 @@ def inputs(
 ) -> Arrays:
     """Random inputs and state of T = steps and N = streams."""
     random, arrays = np.random.default_rng(seed), {}
-    sizes: dict[Any, Any] = {"T": steps, "N": streams}
+    sizes: dict[Any, Any] = {"T": steps, "N": streams, "T1": steps + 1}
     for spec in imported.signature.inputs:
         shape = [sizes.get(d, d) for d in spec.shape]
         if spec.below is not None:

@@ -17,12 +17,18 @@ _SEED = 0
 _STATES = ("state", "hx", "hidden", "hidden_state")
 
 
-def example_of(model: nn.Module) -> tuple[tuple[Any, ...], list[set[int]]]:
+def example_of(model: nn.Module) -> tuple[tuple[Any, ...], list[set[int]] | None]:
     """Random inputs guessed from the first layer, and the axes of each that are time or batch.
 
+    A model with a method `example_inputs()` says them itself, as a tuple; the axes are what its `example_axes()` says, one set for
+    each tensor, or without that are found (None).
     An nn.Embedding takes indices (T, N), an nn.LSTM floats (T, N, I) or batch first, an nn.Linear (N, I). A forward whose second
     argument is called state or hx, of a model with a single nn.LSTM, gets its (h, c). InvalidInput where no guess can be made.
     """
+    own: Any = getattr(model, "example_inputs", None)
+    if own is not None:
+        varying: Any = getattr(model, "example_axes", None)
+        return tuple(own()), None if varying is None else varying()
     torch_random = torch.Generator().manual_seed(_SEED)
     leaves = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.LSTM | nn.Linear)]
     lstms = [m for m in model.modules() if isinstance(m, nn.LSTM)]

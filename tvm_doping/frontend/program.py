@@ -30,10 +30,10 @@ def export(
 ) -> tuple[ExportedProgram, Example]:
     """The program, and the example it was made from: that given, its symbolic axes enlarged where they were 1.
 
-    known: for each tensor of the example, the axes that are time or batch; None to find them, by a first export.
+    known: for each tensor of the example, the axes that vary; None to find those that are time or batch, by a first export.
 
-    T is whatever axis arrives at the LSTMs as time, N what arrives there as batch; all other axes are constants. Without an
-    LSTM, N is the first axis of an input that is not fixed by what is done with it.
+    T is whatever axis arrives at the LSTMs as time, N what arrives there as batch; all other axes are constants, unless `known`
+    says that they vary. Without an LSTM, N is the first axis of an input that is not fixed by what is done with it.
 
     Raises UnsupportedModel, or InvalidInput if the model fails on the example.
     """
@@ -68,10 +68,14 @@ def symbols(program: ExportedProgram) -> dict[str, str]:
     for steps, batch in _lstm_sizes(program):
         add(steps, TIME)
         add(batch, BATCH)
+    sizes = [size for value in _inputs(program) if isinstance(value, Tensor) for size in value.shape]
     if not found:
-        sizes = (size for value in _inputs(program) if isinstance(value, Tensor) for size in value.shape)
         # a SymInt may have come out as a number
         add(next((s for s in sizes if isinstance(s, torch.SymInt) and s.node.expr.free_symbols), None), BATCH)
+    for (
+        size
+    ) in sizes:  # what else varies: the length of a sequence that no LSTM reads, as an attention's memory
+        add(size, TIME)
     return found
 
 
