@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,6 +12,8 @@ from tests.models.conftest import fields
 from tvm_doping.errors import RecipeError
 from tvm_doping.models import LanguageModel, Recipe, dope, extract, load_recipe, recipe_names
 from tvm_doping.models.recipe import dump_recipe
+from tvm_doping.models.tasks import TASKS, TaskName
+from tvm_doping.models.tasks.language_model import ModelRecipe
 
 
 def test_the_recipes_that_come_along() -> None:
@@ -25,8 +27,8 @@ def test_the_recipes_that_come_along() -> None:
 @pytest.mark.parametrize("name", ["lm-tiny", "lm-small", "lm-medium"])
 def test_their_compression_holds(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.doping is not None
-    model = LanguageModel(100, **recipe.model.model_dump(exclude={"init_radius"}))
+    assert recipe.doping is not None and isinstance(recipe.model, ModelRecipe)
+    model = LanguageModel(100, **recipe.model.model_dump(exclude={"init_radius", "awd"}))
     dope(model, **recipe.doping.model_dump(exclude={"anneal", "cmr"}))
     doped = extract(model)
     assert len(doped) == 2 * recipe.model.layers
@@ -59,6 +61,13 @@ def test_every_field_has_a_help_line() -> None:
                 look(part)
 
     look(Recipe)
+    for task in TASKS.values():
+        look(task.data_recipe)
+        look(task.model_recipe)
+
+
+def test_recipes_name_the_tasks_there_are() -> None:
+    assert get_args(TaskName) == tuple(TASKS)
 
 
 def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
@@ -84,7 +93,13 @@ def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
         ({"doping.pattern": "random"}, "block16"),
         ({"doping.anneal.start": 0.9}, "start <= end"),
         ({"doping.structure": "zero", "doping.sparse": False}, "left of the weight"),
-        ({"model.tied": True, "model.embedding": 7}, "tied"),
+        ({"model.tied": True, "model.embedding": 7}, "tied needs embedding = hidden, not 7 and 200"),
+        ({"model.depth": 3}, r"no key model\.depth"),
+        (
+            {"model.awd.weightdrop": 0.1},
+            r"no key model\.awd\.weightdrop: did you mean model\.awd\.weight_drop",
+        ),
+        ({"data.kinds": "ptb"}, r"no key data\.kinds: did you mean data\.kind\?"),
         ({"task": "translation"}, "task"),
         ({"train.lr": "{"}, "YAML"),
     ],

@@ -85,7 +85,7 @@ def test_another_recipe_or_text_does_not_resume(run: Path, texts: Path, tmp_path
         train(Recipe.model_validate(fields(epochs=4)), texts, run, progress=False)
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text((texts / f"ptb.{split}.txt").read_text() + "w1 w2\n")
-    with pytest.raises(CheckpointError, match="the text"):
+    with pytest.raises(CheckpointError, match="the data"):
         train(Recipe.model_validate(fields()), tmp_path, run, progress=False)
 
 
@@ -331,3 +331,12 @@ def test_a_run_stopped_before_its_first_checkpoint_says_so(
         train(Recipe.model_validate(fields()), texts, tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"first checkpoint.*train` again"):
         load_model(tmp_path)
+
+
+def test_a_recipe_from_before_a_field_existed_resumes(texts: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(fields(epochs=1))
+    before = train(recipe, texts, tmp_path, progress=False)
+    path = tmp_path / "recipe.yaml"
+    assert "start: null" in path.read_text()
+    path.write_text(path.read_text().replace("  start: null\n", ""))
+    assert train(recipe, texts, tmp_path, progress=False) == before

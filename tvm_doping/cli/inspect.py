@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_doping.cli.show import console, ratio, shape, size, table
+from tvm_doping.cli.show import console, figure, ratio, shape, size, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,8 +149,8 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
             "", f"{parameters} by parameters, {stored_bytes} by bytes stored, {len(doped)} doped layers alone"
         )
     for name, value in manifest.metrics.items():
-        if name.endswith("_perplexity") and isinstance(value, float):
-            stored.add_row(name.replace("_", " "), f"{value:,.2f}")
+        if name.startswith(("valid_", "test_", "dense_test_")) and isinstance(value, float):
+            stored.add_row(name.replace("_", " "), figure(value))
     code = (
         f"library {size(len(bundle.library))}, weights {size(bundle.bytes)} in {len(bundle.weights)} arrays"
     )

@@ -44,6 +44,11 @@ def ratio(dense: float, stored: float) -> str:
     return f"{dense / stored:.1f}x" if stored else "-"
 
 
+def figure(value: float) -> str:
+    """A metric: "1,115.25", and with more digits what is below 1, such as an accuracy: "0.9742"."""
+    return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4f}"
+
+
 def shape(dims: Any) -> str:
     """A shape: "T x N x 650"."""
     return " x ".join(map(str, dims)) or "scalar"

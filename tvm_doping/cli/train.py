@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvm_doping.cli.show import console, settings
+from tvm_doping.cli.show import console, figure, settings
 
 
 def train(
@@ -18,7 +18,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder with {train,valid,test}.txt, also as ptb.*.txt; without it, a built-in text.",
+            help="Folder of the data that the recipe's task reads; some recipes need none.",
         ),
     ] = None,
     out: Annotated[
@@ -39,7 +39,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Run folder of the dense model, to set its perplexity beside this one's.",
+            help="Run folder of the dense model, to set its test metric beside this one's.",
             show_default=False,
         ),
     ] = None,
@@ -68,6 +68,6 @@ def train(
     )
     screen = console()
     for name, value in metrics.items():
-        if name.endswith("_perplexity") and value is not None:
-            screen.print(f"{name.replace('_', ' ')}: {value:.2f}")
+        if name.startswith(("valid_", "test_", "dense_test_")) and value is not None:
+            screen.print(f"{name.replace('_', ' ')}: {figure(value)}")
     screen.print(f"-> {folder}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,8 @@ from torch import nn
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError
 from tvm_doping.models.doping import budget_of, doped_weights, extract, put
-from tvm_doping.models.tasks.language_model import LanguageModel
+from tvm_doping.models.tasks import TASKS
 from tvm_doping.structures import Doped, Structure
-
-# One row makes the model of a task known to `load_model`.
-MODELS: dict[str, Callable[..., nn.Module]] = {"language_model": LanguageModel}
 
 
 def load_model(folder: str | os.PathLike[str]) -> nn.Module:
@@ -27,15 +23,15 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
     """
     found = checkpoint.load(folder)
     task, arguments = found.config.get("task"), found.config.get("model")
-    if task not in MODELS:
+    if task not in TASKS:
         raise CheckpointError(
             f"task of {folder}",
-            f"one of {', '.join(MODELS)}",
+            f"one of {', '.join(TASKS)}",
             repr(task),
             "Build the model and use models.put().",
         )
     try:
-        model = MODELS[task](**(arguments or {}))
+        model = TASKS[task].model(**(arguments or {}))
         put(model, found.structures, *_planned(found))
         tensors = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
         missing, unexpected = model.load_state_dict(tensors, strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from tvm_doping import checkpoint
-from tvm_doping.errors import CheckpointError, DataError, DopingError, RecipeError
+from tvm_doping.errors import CheckpointError, DopingError
 from tvm_doping.models.anneal import Annealing
 from tvm_doping.models.cmr import CmrSchedule
 from tvm_doping.models.doping import dope
@@ -26,8 +26,9 @@ from tvm_doping.models.metrics import MetricsLog
 from tvm_doping.models.recipe import Recipe
 from tvm_doping.models.resume import FILE as STATE
 from tvm_doping.models.resume import load_state, save_state
-from tvm_doping.models.tasks import language_model as lm
-from tvm_doping.models.tasks.text import Corpus
+from tvm_doping.models.starting import start_from
+from tvm_doping.models.tasks import TASKS, Task
+from tvm_doping.models.tasks.protocol import Batch, Data, Share
 
 ANEW = "Use another folder, or start anew with resume=False (--no-resume)."
 
@@ -38,10 +39,13 @@ class TrainingError(DopingError, ArithmeticError):
 
 @dataclass
 class Position:
-    """Where a run stands: what is stored with its state."""
+    """Where a run stands: what is stored with its state.
+
+    batch: of the epoch; loss, items: summed over the epoch so far; data: sha256 of what is trained on.
+    """
 
     epoch: int = 0
-    segment: int = 0
+    batch: int = 0
     step: int = 0
     best: float | None = None
     best_epoch: int = 0
@@ -49,38 +53,30 @@ class Position:
     finished: bool = False
     seconds: float = 0.0
     loss: float = 0.0
-    tokens: int = 0
-    text: str = ""
+    items: int = 0
+    data: str = ""
 
 
 class Run:
-    """One run of the language-model task."""
+    """One run of a task."""
 
-    def __init__(
-        self, plan: Recipe, folder: Path, corpus: Corpus, accelerator: Accelerator, bar: bool
-    ) -> None:
+    def __init__(self, plan: Recipe, folder: Path, data: Data, accelerator: Accelerator, bar: bool) -> None:
         self.plan, self.folder, self.accelerator = plan, folder, accelerator
         self.shown = Console(stderr=True, quiet=not (bar and accelerator.is_main_process), highlight=False)
-        self.corpus, self.at = corpus, Position(text=corpus.sha256)
-        self.carried: lm.State | None = None
-        settings, loop = plan.model, plan.train
-        sizes = settings.model_dump(exclude={"init_radius"})
-        self.model_config: dict[str, Any] = {"vocab": len(corpus.vocabulary), **sizes}
-        model = lm.LanguageModel(**self.model_config)
+        self.task: Task[Any] = TASKS[plan.task]
+        self.data, self.at = data, Position(data=data.sha256)
+        self.stored = self.task.stored(data)
+        self.carried: tuple[Tensor, ...] | None = None
+        resumed, loop = (folder / STATE).is_file(), plan.train
+        self.model_config = self.task.config(plan.model, data)
+        model = self.task.model(**self.model_config)
         set_seed(loop.seed)
-        lm.initialise(model, settings.init_radius, loop.seed)
+        self.task.initialise(model, plan.model, loop.seed)
+        if loop.start is not None and not resumed:
+            start_from(loop.start, model, plan.task, self.stored)
         if plan.doping is not None:
             dope(model, seed=loop.seed, **plan.doping.model_dump(exclude={"anneal", "cmr"}))
-        self.segments = list(lm.segments(self._columns("train"), loop.steps, whole=True))
-        if not self.segments:
-            got = f"{len(corpus.train)} tokens"
-            raise DataError(
-                "train split",
-                f"more than {loop.batch * loop.steps} tokens",
-                got,
-                "Lower train.batch or steps.",
-            )
-        self.total = loop.epochs * len(self.segments)
+        self.total = loop.epochs * len(self._batches(0))
         self.annealing, self.cmr = self._doping(model)
         self.bare = model
         optimiser = (
@@ -89,16 +85,8 @@ class Run:
             else torch.optim.Adam(model.parameters(), lr=loop.lr, weight_decay=loop.weight_decay)
         )
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
-        if (folder / STATE).is_file():
-            carried, stored = load_state(folder, self.bare, self._plain_optimiser(), accelerator.device)
-            self.carried = (carried[0], carried[1]) if carried else None
-            self.at = Position(**stored)
-            if self.at.text != corpus.sha256:
-                raise CheckpointError(
-                    f"run folder {folder}", "the text it was started with, to be resumed", "another", ANEW
-                )
-            if self.annealing is not None:
-                self.annealing.resume(self.at.step)
+        if resumed:
+            self._resume()
         self.log = MetricsLog(folder, self.at.step) if accelerator.is_main_process else None
 
     def all(self, rival: float | None) -> dict[str, Any]:
@@ -124,7 +112,7 @@ class Run:
                     step=0,
                     recipe=self.plan.name,
                     steps=self.total,
-                    vocabulary=len(self.corpus.vocabulary),
+                    **{name: len(value) for name, value in self.stored.items() if isinstance(value, list)},
                 )
             while self.at.epoch < self.plan.train.epochs and not self._stopped():
                 self._epoch(lambda note: bar.update(task, completed=self.at.step, note=note))
@@ -137,24 +125,19 @@ class Run:
         if not self.accelerator.is_main_process:
             return {}
         metrics: dict[str, Any] = checkpoint.read_config(self.folder)["metrics"]
-        if metrics.get("test_perplexity") is None:
-            best = load_model(self.folder)
-            device = self.accelerator.device
-            best.to(device)
-            # one stream, as the published figures are: nothing of the text is left out
+        best = self.task.best
+        if metrics.get(f"test_{best}") is None:
+            model = load_model(self.folder).to(self.accelerator.device)
+            tested: dict[str, float] = {}
             for split in ("valid", "test"):
-                data = lm.columns(getattr(self.corpus, split), 1, split)
-                metrics[f"{split}_perplexity"] = lm.perplexity(best, data, device=device)
-            metrics["perplexity"] = metrics["test_perplexity"]
-            if self.log:
-                self.log.write(
-                    "test",
-                    step=self.at.step,
-                    **{k: v for k, v in metrics.items() if k.endswith("perplexity")},
-                )
+                found = self._evaluate(model, split, final=True)
+                tested |= {f"{split}_{name}": value for name, value in found.items()}
+            tested[best] = tested[f"test_{best}"]
+            metrics |= tested
+            self._write("test", **tested)
         metrics |= {"epochs_done": self.at.epoch, "seconds": round(self.at.seconds, 1), "finished": True}
         if rival is not None:
-            metrics["dense_test_perplexity"] = rival
+            metrics[f"dense_test_{best}"] = rival
         checkpoint.update_metrics(self.folder, metrics)
         save_state(self.folder, self.bare, self._plain_optimiser(), self.carried, asdict(self.at))
         return metrics
@@ -171,82 +154,86 @@ class Run:
         )
         logged, since = time.perf_counter(), 0
         self.model.train()
-        for index in range(at.segment, len(self.segments)):
-            tokens, targets = self.segments[index]
-            running += self._step(tokens, targets)
-            since += tokens.numel()
-            at.segment, at.step = index + 1, at.step + 1
-            last = at.segment == len(self.segments)
+        batches = self._batches(at.epoch)
+        for index in range(at.batch, len(batches)):
+            total, count = self._step(batches[index])
+            running += total
+            since += count
+            at.batch, at.step = index + 1, at.step + 1
+            last = at.batch == len(batches)
             if at.step % loop.log_steps and at.step % loop.save_steps and not last:
                 continue
-            at.loss, at.tokens = at.loss + self._loss(running), at.tokens + since
+            at.loss, at.items = at.loss + self._loss(running), at.items + since
             running.zero_()
             now = time.perf_counter()
             speed, logged, since = since / (now - logged), now, 0
+            name, value = self.task.shown(at.loss / at.items)
             self._write(
                 "train",
                 epoch=at.epoch + 1,
                 lr=rate,
-                perplexity=_exp(at.loss / at.tokens),
-                tokens_per_s=round(speed),
+                **{name: value, f"{self.task.unit}_per_s": round(speed)},
                 **self._density(),
             )
-            show(f"epoch {at.epoch + 1}  perplexity {_exp(at.loss / at.tokens):.1f}  {speed:,.0f} tokens/s")
+            show(f"epoch {at.epoch + 1}  {name} {value:#.4g}  {speed:,.0f} {self.task.unit}/s")
             if at.step % loop.save_steps == 0 and not last:
                 at.seconds, started = at.seconds + now - started, now
                 self._save_state()
         at.seconds += time.perf_counter() - started
         self._validate(show)
 
-    def _step(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """One update; returns the summed loss of the segment's tokens, detached."""
+    def _step(self, batch: Batch) -> tuple[Tensor, int]:
+        """One update; returns the summed loss of the batch's items, detached, and how many they are."""
         device, loop = self.accelerator.device, self.plan.train
         if self.cmr is not None:
             self.cmr.apply(self.bare, self.at.step)
         with torch.autocast(device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
-            loss, state = lm.segment_loss(self.model, tokens.to(device), targets.to(device), self.carried)
-        self.carried = (state[0].detach(), state[1].detach())
+            loss = self.task.loss(self.model, tuple(part.to(device) for part in batch), self.carried)
+        self.carried = None if loss.carried is None else tuple(part.detach() for part in loss.carried)
         self.optimiser.zero_grad()
-        self.accelerator.backward(loss)
+        self.accelerator.backward(loss.objective)
         self.accelerator.clip_grad_norm_(self.model.parameters(), loop.clip)
         self.optimiser.step()
         if self.annealing is not None:
             self.annealing.step()
-        return loss.detach() * tokens.shape[1]
+        return loss.total, loss.count
 
     def _validate(self, show: Callable[[str], None]) -> None:
-        at = self.at
+        at, best = self.at, self.task.best
         show("validating")
-        data = self._columns("valid", whole=True)
-        valid = lm.perplexity(self.bare, data, device=self.accelerator.device)
-        self._finite("validation perplexity", valid)
+        valid = self._finite(f"validation {best}", self._evaluate(self.bare, "valid", final=False)[best])
         final = self.annealing is None or self.annealing.finished
-        at.epoch, at.segment = at.epoch + 1, 0
+        at.epoch, at.batch = at.epoch + 1, 0
+        name, value = self.task.shown(at.loss / at.items)
         self._write(
             "epoch",
             epoch=at.epoch,
-            valid_perplexity=valid,
-            train_perplexity=_exp(at.loss / at.tokens),
+            **{f"valid_{best}": valid, f"train_{name}": value},
             seconds=round(at.seconds, 1),
         )
         if not self.shown.is_terminal:  # there the bar says it
+            both = f"{name} {value:#.4g} train, {'' if name == best else f'{best} '}{valid:#.4g} valid"
             self._say(
-                f"epoch {at.epoch} of {self.plan.train.epochs}, step {at.step}: perplexity "
-                f"{_exp(at.loss / at.tokens):.2f} train, {valid:.2f} valid, {at.seconds:.0f} s"
+                f"epoch {at.epoch} of {self.plan.train.epochs}, step {at.step}: {both}, {at.seconds:.0f} s"
             )
-        at.loss, at.tokens, self.carried = 0.0, 0, None
-        if at.best is None or (final, -valid) > (at.best_final, -at.best):
+        at.loss, at.items, self.carried = 0.0, 0, None
+        sign = 1 if self.task.higher else -1
+        if at.best is None or (final, sign * valid) > (at.best_final, sign * at.best):
             at.best, at.best_epoch, at.best_final = valid, at.epoch, final
             if self.accelerator.is_main_process:
                 self._save_best(valid, final)
         # after the checkpoint: killed in between, the epoch's end is repeated
         self._save_state()
 
+    def _evaluate(self, model: nn.Module, split: str, *, final: bool) -> dict[str, float]:
+        device, batch = self.accelerator.device, self.plan.train.batch
+        return self.task.evaluate(model, self.data, split, batch=batch, device=device, final=final)
+
     def _save_best(self, valid: float, final: bool) -> None:
         tensors, doped = model_tensors(self.bare)
         metrics = {
-            "valid_perplexity": valid,
-            "test_perplexity": None,
+            f"valid_{self.task.best}": valid,
+            f"test_{self.task.best}": None,
             "best_epoch": self.at.epoch,
             "epochs_done": self.at.epoch,
             "epochs_planned": self.plan.train.epochs,
@@ -260,8 +247,7 @@ class Run:
             "doping": None if self.plan.doping is None else self.plan.doping.model_dump(mode="json"),
             "precision": self.plan.train.precision,
             "metrics": metrics,
-            "tokens": self.corpus.tokens,
-            "vocabulary": list(self.corpus.vocabulary),
+            **self.stored,
         }
         checkpoint.save(self.folder, config, tensors, doped)
 
@@ -309,20 +295,31 @@ class Run:
         )
         return annealing, schedule if cmr.structured or cmr.sparse else None
 
-    def _columns(self, split: str, *, whole: bool = False) -> Tensor:
-        """The split as (length, N): in training each process has its share of the streams."""
-        batch = self.plan.train.batch
-        data = lm.columns(getattr(self.corpus, split), batch, split)
-        processes = self.accelerator.num_processes
-        if whole or processes == 1:
-            return data
-        if batch % processes:
-            raise RecipeError(
-                "train.batch", f"a multiple of the {processes} processes", f"{batch}", "Change one of them."
+    def _batches(self, epoch: int) -> Sequence[Batch]:
+        """This process's part of an epoch."""
+        loop = self.plan.train
+        share = Share(index=self.accelerator.process_index, count=self.accelerator.num_processes)
+        return self.task.batches(
+            self.data, batch=loop.batch, steps=loop.steps, seed=loop.seed, epoch=epoch, share=share
+        )
+
+    def _resume(self) -> None:
+        """Go on where the run in the folder stopped."""
+        self.carried, stored = load_state(
+            self.folder, self.bare, self._plain_optimiser(), self.accelerator.device
+        )
+        try:
+            self.at = Position(**stored)
+        except TypeError as error:
+            raise CheckpointError(
+                f"run folder {self.folder}", "a state of this version", str(error), ANEW
+            ) from error
+        if self.at.data != self.data.sha256:
+            raise CheckpointError(
+                f"run folder {self.folder}", "the data it was started with, to be resumed", "others", ANEW
             )
-        width = batch // processes
-        begin = self.accelerator.process_index * width
-        return data[:, begin : begin + width].contiguous()
+        if self.annealing is not None:
+            self.annealing.resume(self.at.step)
 
     def _density(self) -> dict[str, float]:
         return {} if self.annealing is None else {"density": self.annealing.density}
@@ -337,7 +334,3 @@ class Run:
     def _write(self, event: str, **values: Any) -> None:
         if self.log:
             self.log.write(event, step=self.at.step, **values)
-
-
-def _exp(mean: float) -> float:
-    return math.exp(mean) if mean < 700 else math.inf

@@ -9,44 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from tvm_doping.errors import RecipeError
 from tvm_doping.models.parametrizations import WEIGHTS
 from tvm_doping.models.strict_yaml import parse_yaml, read_yaml
+from tvm_doping.models.tasks import TASKS, Task, TaskName
+from tvm_doping.models.tasks.protocol import Part
 from tvm_doping.sparsity import PATTERNS
 
 RECIPES = Path(__file__).with_name("recipes")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataRecipe(_Part):
-    """Which text."""
-
-    kind: Literal["ptb", "pydoc"] = Field(
-        default="ptb", description="ptb: a folder of your own; pydoc: the texts of pydoc_data.topics"
-    )
-    level: Literal["word", "char"] = Field(default="word", description="tokens of pydoc: words or characters")
-    least: int = Field(default=3, ge=1, description="pydoc: tokens seen less often are <unk>")
-
-
-class ModelRecipe(_Part):
-    """The dense model."""
-
-    embedding: int = Field(ge=1, description="size of the word vectors, I of the first layer")
-    hidden: int = Field(ge=1, description="hidden units of each LSTM layer, H")
-    layers: int = Field(default=2, ge=1, description="LSTM layers, L")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="between embedding, layers and output")
-    tied: bool = Field(default=False, description="output layer and embedding share their weights")
-    init_radius: float = Field(
-        default=0.1, gt=0, description="every parameter starts uniform in [-radius, radius]"
-    )
-
-
-class AnnealRecipe(_Part):
+class AnnealRecipe(Part):
     """When S is thinned; start and end as shares of all steps."""
 
     start: float = Field(default=0.05, ge=0, le=1, description="where thinning begins")
@@ -57,7 +32,7 @@ class AnnealRecipe(_Part):
     )
 
 
-class CmrRecipe(_Part):
+class CmrRecipe(Part):
     """Co-matrix dropout; start and end as shares of all steps."""
 
     structured: float = Field(
@@ -69,7 +44,7 @@ class CmrRecipe(_Part):
     fade: bool = Field(default=False, description="fall linearly to 0 between the two")
 
 
-class DopingRecipe(_Part):
+class DopingRecipe(Part):
     """What the weights of the chosen modules become."""
 
     structure: Literal["kronecker", "low_rank", "hybrid", "zero"] = Field(
@@ -97,17 +72,21 @@ class DopingRecipe(_Part):
     cmr: CmrRecipe = Field(default=CmrRecipe(), description="co-matrix dropout")
 
 
-class TrainRecipe(_Part):
+class TrainRecipe(Part):
     """The training loop."""
 
     epochs: int = Field(ge=1, description="passes over the training split")
     batch: int = Field(default=20, ge=1, description="streams side by side, N")
     steps: int = Field(
-        default=20, ge=1, description="time steps of a segment, T: how far gradients reach back"
+        default=20,
+        ge=1,
+        description="of language models: time steps of a segment, T, as far as gradients reach back",
     )
     optimiser: Literal["sgd", "adam"] = Field(default="sgd", description="sgd without momentum, or adam")
     lr: float = Field(
-        default=1.0, gt=0, description="learning rate; for a loss summed over T and averaged over N"
+        default=1.0,
+        gt=0,
+        description="learning rate; of language models for a loss summed over T, averaged over N",
     )
     hold: int = Field(default=4, ge=0, description="epochs at the full learning rate")
     decay: float = Field(default=0.5, gt=0, le=1, description="its factor in each epoch after those")
@@ -124,18 +103,31 @@ class TrainRecipe(_Part):
         default=100, ge=1, description="steps between two lines of metrics, and two looks for NaN"
     )
     save_steps: int = Field(default=500, ge=1, description="steps between two states to resume from")
+    start: str | None = Field(
+        default=None, description="run folder of a dense model: its weights, before doping; none: random ones"
+    )
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A whole training run."""
 
     name: str = Field(description="how it is called")
     about: str = Field(default="", description="what it is, and its source")
-    task: Literal["language_model"] = Field(default="language_model", description="what is trained")
-    data: DataRecipe = Field(default=DataRecipe(), description="the text")
-    model: ModelRecipe = Field(description="the dense model")
+    task: TaskName = Field(default="language_model", description="what is trained")
+    data: SerializeAsAny[Part] = Field(
+        default={}, validate_default=True, description="which data; the fields are the task's"
+    )
+    model: SerializeAsAny[Part] = Field(description="the dense model; the fields are the task's")
     doping: DopingRecipe | None = Field(default=None, description="none: the model stays dense")
     train: TrainRecipe = Field(description="the loop")
+
+    @field_validator("data", "model", mode="before")
+    @classmethod
+    def _of_the_task(cls, value: Any, info: ValidationInfo) -> Part:
+        task = TASKS.get(info.data.get("task", ""))
+        if task is None:
+            return Part()  # the task itself is reported
+        return _parts(task)[str(info.field_name)].model_validate(value)
 
 
 def names() -> list[str]:
@@ -160,8 +152,10 @@ def load_recipe(
     try:
         found = Recipe.model_validate(fields)
     except ValidationError as error:
+        keys = _keys(Recipe, TASKS.get(str(fields.get("task", "language_model"))))
         faults = [
-            _fault(e["type"], ".".join(map(str, e["loc"])), e["msg"], e["input"]) for e in error.errors()
+            _fault(e["type"], ".".join(map(str, e["loc"])), e["msg"], e["input"], keys)
+            for e in error.errors()
         ]
         raise RecipeError(
             f"recipe {label}",
@@ -193,11 +187,10 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _fault(kind: str, key: str, message: str, value: Any) -> str:
+def _fault(kind: str, key: str, message: str, value: Any, keys: list[str]) -> str:
     """One thing that is wrong with a recipe, in words."""
     if kind != "extra_forbidden":
         return f"{key}: {message} (got {repr(value)[:80]})"
-    keys = _keys(Recipe)
     near = get_close_matches(key, keys, 1, 0.8) or get_close_matches(
         key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], 1
     )
@@ -205,25 +198,26 @@ def _fault(kind: str, key: str, message: str, value: Any) -> str:
     return f"there is no key {key}" + (f": did you mean {named}?" if named else "")
 
 
-def _keys(part: type[BaseModel], prefix: str = "") -> list[str]:
-    """The dotted names of all fields of a recipe's part."""
+def _keys(part: type[BaseModel], task: Task[Any] | None, prefix: str = "") -> list[str]:
+    """The dotted names of all fields of a recipe's part, those of the task among them."""
     found = []
+    own = _parts(task) if part is Recipe and task is not None else {}
     for name, field in part.model_fields.items():
         found.append(prefix + name)
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, _Part):
-                found += _keys(inner, f"{prefix}{name}.")
+        for inner in (own.get(name), field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Part):
+                found += _keys(inner, task, f"{prefix}{name}.")
     return found
+
+
+def _parts(task: Task[Any]) -> dict[str, type[Part]]:
+    """The parts of a recipe that are a task's own."""
+    return {"data": task.data_recipe, "model": task.model_recipe}
 
 
 def _check(recipe: Recipe, label: str) -> None:
     """What one field alone cannot say."""
     doping = recipe.doping
-    if recipe.model.tied and recipe.model.embedding != recipe.model.hidden:
-        got = f"{recipe.model.embedding} and {recipe.model.hidden}"
-        raise RecipeError(
-            f"recipe {label}: model.tied", "embedding = hidden", got, "Make them equal, or untie."
-        )
     if doping is None:
         return
     if doping.pattern not in PATTERNS:

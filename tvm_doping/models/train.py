@@ -11,11 +11,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from tvm_doping import checkpoint
-from tvm_doping.errors import CheckpointError, DataError
+from tvm_doping.errors import CheckpointError, RecipeError
 from tvm_doping.models.loop import ANEW, Run
 from tvm_doping.models.recipe import Recipe, differences, dump_recipe, load_recipe
 from tvm_doping.models.resume import FILE as STATE
-from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
+from tvm_doping.models.tasks import TASKS
 from tvm_doping.places import check_writable
 
 
@@ -32,12 +32,12 @@ def train(
     """Train a recipe; `out` becomes a run folder (see `checkpoint`). Returns the metrics of its config.
 
     recipe     a name ("lm-small"), a YAML file or a Recipe; overrides by dotted key: {"train.epochs": 3};
-    data       folder of the texts (recipes on pydoc_data need none);
+    data       folder that the task reads (recipes on data of an installed package need none);
     resume     go on where a killed run of the same recipe in `out` stopped; a finished one is left as it is;
-    dense      run folder of the dense model, whose test perplexity is set beside this one's;
+    dense      run folder of the dense model, whose test metric is set beside this one's;
     progress   show a bar on standard error; a line an epoch where that is no terminal.
 
-    Beside the checkpoint of the best validation perplexity stand `recipe.yaml` (resolved), `metrics.jsonl`
+    Beside the checkpoint of the best validation stand `recipe.yaml` (resolved), `metrics.jsonl`
     and the state to resume from, written every `train.save_steps` steps. A doped model's checkpoint counts
     as best only once S is as sparse as it is to be. Raises RecipeError, DataError, CheckpointError, and
     TrainingError for a loss that is NaN.
@@ -46,26 +46,17 @@ def train(
     _keep_memory()
     folder = Path(out)
     check_writable(folder, CheckpointError, f"run folder {folder}")
-    rival = None if dense is None else _test_perplexity(dense)
-    corpus = _corpus(plan, data)
+    task = TASKS[plan.task]
+    rival = None if dense is None else _test_metric(dense, task.best)
+    read = task.read(plan.data, None if data is None else Path(data), plan.name)
     accelerator = Accelerator()
     if accelerator.is_main_process:
         _open(folder, plan, resume)
     accelerator.wait_for_everyone()
-    run = Run(plan, folder, corpus, accelerator, progress)
+    run = Run(plan, folder, read, accelerator, progress)
     metrics = run.finish(rival) if run.at.finished else run.all(rival)
     accelerator.wait_for_everyone()
     return metrics
-
-
-def _corpus(plan: Recipe, data: str | os.PathLike[str] | None) -> Corpus:
-    if plan.data.kind == "pydoc":
-        return pydoc_topics(plan.data.level, plan.data.least)
-    if data is None:
-        raise DataError(
-            f"data of {plan.name}", "a folder with ptb.{train,valid,test}.txt", "none", "Name it with --data."
-        )
-    return ptb(Path(data))
 
 
 def _open(folder: Path, plan: Recipe, resume: bool) -> None:
@@ -76,7 +67,7 @@ def _open(folder: Path, plan: Recipe, resume: bool) -> None:
             (folder / name).unlink(missing_ok=True)
     resolved, path = dump_recipe(plan), folder / checkpoint.RECIPE
     if (folder / STATE).is_file():
-        started = path.read_text(encoding="utf-8") if path.is_file() else ""
+        started = _resolved(path)
         if started != resolved:
             raise CheckpointError(
                 f"run folder {folder}",
@@ -90,11 +81,19 @@ def _open(folder: Path, plan: Recipe, resume: bool) -> None:
     os.replace(partial, path)
 
 
-def _test_perplexity(folder: str | os.PathLike[str]) -> float:
-    value = checkpoint.read_config(folder).get("metrics", {}).get("test_perplexity")
+def _resolved(path: Path) -> str:
+    """The recipe that a run was started with, with the defaults of fields that came into being since."""
+    try:
+        return dump_recipe(load_recipe(path))
+    except RecipeError:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _test_metric(folder: str | os.PathLike[str], name: str) -> float:
+    value = checkpoint.read_config(folder).get("metrics", {}).get(f"test_{name}")
     if value is None:
         raise CheckpointError(
-            f"{folder}", "a finished run, with its test perplexity", "none yet", "Finish it first."
+            f"{folder}", f"a finished run, with its test {name}", "none yet", "Finish it first."
         )
     return float(value)
 

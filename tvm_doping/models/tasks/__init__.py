@@ -1,1 +1,14 @@
-"""What models are trained for: one file a task."""
+"""What models are trained for: one file a task, and one row here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from tvm_doping.models.tasks.language_model import LanguageModelling
+from tvm_doping.models.tasks.protocol import Task
+
+# One row makes a task known to recipes, to the training loop and to `load_model`.
+TaskName = Literal["language_model"]
+TASKS: dict[str, Task[Any]] = {"language_model": LanguageModelling()}
+
+__all__ = ["TASKS", "Task", "TaskName"]

@@ -3,29 +3,140 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from tvm_doping.errors import DataError, InvalidInput
+from tvm_doping.models.tasks import awd as regularising
+from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task
+from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
 
 State = tuple[Tensor, Tensor]
+
+
+class DataRecipe(Part):
+    """Which text."""
+
+    kind: Literal["ptb", "pydoc"] = Field(
+        default="ptb", description="ptb: a folder of your own; pydoc: the texts of pydoc_data.topics"
+    )
+    level: Literal["word", "char"] = Field(default="word", description="tokens of pydoc: words or characters")
+    least: int = Field(default=3, ge=1, description="pydoc: tokens seen less often are <unk>")
+
+
+class ModelRecipe(Part):
+    """The dense model."""
+
+    embedding: int = Field(ge=1, description="size of the word vectors, I of the first layer")
+    hidden: int = Field(ge=1, description="hidden units of each LSTM layer, H")
+    layers: int = Field(default=2, ge=1, description="LSTM layers, L")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="between embedding, layers and output")
+    tied: bool = Field(default=False, description="output layer and embedding share their weights")
+    init_radius: float = Field(
+        default=0.1, gt=0, description="every parameter starts uniform in [-radius, radius]"
+    )
+    awd: regularising.AwdRecipe | None = Field(
+        default=None, description="more regularisation; none: dropout alone"
+    )
+
+    @model_validator(mode="after")
+    def _ties(self) -> ModelRecipe:
+        if self.tied and self.embedding != self.hidden:
+            sizes = {"embedding": self.embedding, "hidden": self.hidden}
+            raise PydanticCustomError(
+                "tied", "tied needs embedding = hidden, not {embedding} and {hidden}", sizes
+            )
+        return self
+
+
+class LanguageModelling(Task[Corpus]):
+    """Streams of text side by side, the LSTM's state carried from segment to segment."""
+
+    data_recipe, model_recipe = DataRecipe, ModelRecipe
+    best, higher, unit = "perplexity", False, "tokens"
+
+    def model(self, **config: Any) -> LanguageModel:
+        return LanguageModel(**config)
+
+    def read(self, recipe: DataRecipe, folder: Path | None, name: str) -> Corpus:
+        if recipe.kind == "pydoc":
+            return pydoc_topics(recipe.level, recipe.least)
+        if folder is None:
+            raise DataError(
+                f"data of {name}", "a folder with ptb.{train,valid,test}.txt", "none", "Name it with --data."
+            )
+        return ptb(folder)
+
+    def config(self, settings: ModelRecipe, data: Corpus) -> dict[str, Any]:
+        left_out = {"init_radius"} | ({"awd"} if settings.awd is None else set())
+        return {"vocab": len(data.vocabulary), **settings.model_dump(exclude=left_out)}
+
+    def stored(self, data: Corpus) -> dict[str, Any]:
+        return {"tokens": data.tokens, "vocabulary": list(data.vocabulary)}
+
+    def initialise(self, model: nn.Module, settings: ModelRecipe, seed: int) -> None:
+        initialise(model, settings.init_radius, seed)
+
+    def batches(
+        self, data: Corpus, *, batch: int, steps: int, seed: int, epoch: int, share: Share
+    ) -> Sequence[Batch]:
+        streams = columns(data.train, batch, "train")[:, share.of(batch)].contiguous()
+        found = list(segments(streams, steps, whole=True))
+        if not found:
+            got = f"{len(data.train)} tokens"
+            raise DataError(
+                "train split", f"more than {batch * steps} tokens", got, "Lower train.batch or steps."
+            )
+        return found
+
+    def loss(self, model: nn.Module, batch: Batch, carried: tuple[Tensor, ...] | None) -> Loss:
+        tokens, targets = batch
+        state = None if carried is None else (carried[0], carried[1])
+        value, new = segment_loss(model, tokens, targets, state)
+        total = value.detach() * tokens.shape[1]
+        # a mean over all tokens in its paper, where this loss is a sum over time
+        penalty = regularising.pop_penalty(model)
+        objective = value if penalty is None else value + len(tokens) * penalty
+        return Loss(objective=objective, total=total, count=tokens.numel(), carried=new)
+
+    def evaluate(
+        self, model: nn.Module, data: Corpus, split: str, *, batch: int, device: torch.device, final: bool
+    ) -> dict[str, float]:
+        # at the end one stream, as the published figures are: nothing of the text is left out
+        streams = columns(getattr(data, split), 1 if final else batch, split)
+        return {"perplexity": perplexity(model, streams, device=device)}
+
+    def shown(self, mean: float) -> tuple[str, float]:
+        return "perplexity", _exp(mean)
 
 
 class LanguageModel(nn.Module):
     """logits = output(dropout(LSTM(dropout(embedding(tokens))))), time first.
 
     vocab, embedding, hidden, layers: sizes V, E, H, L; dropout: between all of these (training only);
-    tied: the output layer uses the embedding's weights (needs E = H).
+    tied: the output layer uses the embedding's weights (needs E = H); awd: arguments of `awd.Awd`, what training
+    does besides or in place of dropout.
     """
 
     def __init__(
-        self, vocab: int, embedding: int, hidden: int, layers: int, dropout: float = 0.0, tied: bool = False
+        self,
+        vocab: int,
+        embedding: int,
+        hidden: int,
+        layers: int,
+        dropout: float = 0.0,
+        tied: bool = False,
+        awd: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if min(vocab, embedding, hidden, layers) < 1 or not 0 <= dropout < 1:
@@ -46,10 +157,15 @@ class LanguageModel(nn.Module):
         self.output = nn.Linear(hidden, vocab)
         if tied:
             self.output.weight = self.embedding.weight
+        self.awd = None if awd is None else regularising.Awd(**awd)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """tokens (T, N) int64, state (h, c) each (L, N, H) or None for zeros -> logits (T, N, V), new
         state."""
+        if self.training and self.awd is not None:
+            with _full_precision(self.embedding.weight):
+                y, new = self.awd(self, tokens, state)
+            return self.output(y), new
         x = self.dropout(self.embedding(tokens))
         with _full_precision(x) if self.training else nullcontext():
             y, new = self.lstm(x, state)
@@ -110,7 +226,10 @@ def perplexity(model: nn.Module, data: Tensor, steps: int = 100, device: torch.d
             wanted = targets.to(device).flatten()
             total += float(functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum"))
     model.train(was_training)
-    mean = total / ((len(data) - 1) * data.shape[1])
+    return _exp(total / ((len(data) - 1) * data.shape[1]))
+
+
+def _exp(mean: float) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
