@@ -349,7 +349,8 @@ class Session:
             )
         symbols = bind([timeless(spec) for spec in specs], inputs, self._known())
         stream = self._fitting(symbols)
-        stream.open_slots(specs, symbols)
+        if not stream.slots:  # those of a stream that was reset are what its recorded calls read
+            stream.open_slots(specs, symbols)
         return stream
 
     def _broken(self, got: object) -> SessionError:

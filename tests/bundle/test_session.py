@@ -96,6 +96,16 @@ def test_results_that_share_memory_are_copied(returned):
     np.testing.assert_allclose(state, expected, atol=1e-5)
 
 
+def test_steps_after_reset_read_the_new_input(session):
+    """The calls that were recorded before it read the buffers of then."""
+    xs = sequence(4, 3)
+    for x in xs[:2]:
+        session.step(x)
+    session.reset()
+    expected, _ = reference(session.bundle.weights, xs[2:], np.zeros((3, OUT), np.float32))
+    np.testing.assert_allclose(np.stack([session.step(x) for x in xs[2:]]), expected, atol=1e-5)
+
+
 def test_reset_starts_anew_and_frees_the_batch(session):
     first = session.step(sequence(1, 2)[0])
     session.step(sequence(1, 2)[0])
