@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tvm_doping.errors import InvalidInput, UnsupportedModel
-from tvm_doping.models.factors import start
+from tvm_doping.models.factors import nearest_start, sizes_of, start
 from tvm_doping.models.parametrizations import WEIGHTS, DopedWeight
 from tvm_doping.sparsity import PATTERNS
 
@@ -47,12 +47,13 @@ def dope(
     modules           globs over the paths of modules ("encoder.*") or weights ("lstm.weight_hh_*"); None:
                       every `nn.LSTM` and `nn.Linear` (an `nn.Embedding` only where it is named);
     cmr               co-matrix dropout: the rate for both parts (see `models.cmr.set_cmr`);
-    init              "random": S starts as the weight was and the factors as noise; "nearest": the factors
-                      approximate the weight, S is what they leave;
+    init              "random": S starts as the weight was and the factors as noise; "nearest": factors and S come
+                      nearest to the weight together (`models.nearest`);
     structured_scale  with "random": standard deviation of the structured part, as a share of the weight's
                       own;
-    factors           B's shape (m1, n1) for "kronecker", (k, r) for "hybrid"; None chooses;
-    rank              r for "low_rank"; None chooses;
+    factors           B's shape (m1, n1) for "kronecker", (k, r) for "hybrid"; None chooses: with "random" for speed, with
+                      "nearest" for the least error;
+    rank              r for "low_rank"; None chooses likewise;
     sparse            False leaves S out: the structured part alone has the whole budget;
     seed              of the factors' noise.
 
@@ -65,11 +66,17 @@ def dope(
     _check(structure, compression, pattern, cmr, structured_scale, init)
     random = np.random.default_rng(seed)
     planned = []  # all of them before the first is doped: a refused one leaves the model as it was
-    for path, module, name in _chosen(model, modules):
+    for path, module, name in chosen_weights(model, modules):
         W = getattr(module, name).detach().cpu().numpy().astype(np.float32)
-        scale = None if init == "nearest" else structured_scale if sparse else 1.0
-        base = _base(structure, path, W, compression, sparse, scale, factors, rank, random)
-        nonzeros = budget_of(W.size, compression) - base.parameters if sparse else 0
+        budget = budget_of(W.size, compression)
+        sizes = _sizes(structure, path, W, compression, sparse, factors, rank)
+        if init == "nearest":
+            search = factors is None and rank is None
+            fit = nearest_start(structure, W, sizes, budget, sparse=sparse, pattern=pattern, search=search)
+            base, mask = fit.base, torch.from_numpy(np.ascontiguousarray(fit.mask))
+        else:
+            base, mask = start(structure, W, sizes, structured_scale if sparse else 1.0, random), None
+        nonzeros = budget - base.parameters if sparse else 0
         if nonzeros < 0 or (sparse and nonzeros < 1):
             raise InvalidInput(
                 f"compression of {path}",
@@ -79,11 +86,14 @@ def dope(
                 f"Choose smaller factors or another structure. {_SMALLER}",
             )
         weight = WEIGHTS[structure](W.shape, base.arrays(), nonzeros, pattern)
-        planned.append((module, name, weight))
-    for module, name, weight in planned:
-        _register(model, module, name, weight, keep=init == "random")
+        planned.append((module, name, weight, mask))
+    for module, name, weight, mask in planned:
+        _register(model, module, name, weight, keep=mask is None)
         weight.cmr_structured = weight.cmr_sparse = cmr
-        close_mask(weight, original(module, name))
+        if mask is None:
+            close_mask(weight, original(module, name))
+        else:
+            weight.mask.copy_(mask)
     return model
 
 
@@ -185,24 +195,23 @@ def close_mask(weight: DopedWeight, S: Tensor) -> None:
     weight.mask.copy_(torch.from_numpy(np.ascontiguousarray(mask)))
 
 
-def _base(
+def _sizes(
     structure: str,
     path: str,
     W: np.ndarray,
     compression: float,
     sparse: bool,
-    scale: float | None,
     factors: tuple[int, int] | None,
     rank: int | None,
-    random: np.random.Generator,
-) -> Any:
-    """What `start` gives; a weight too small for its budget is refused by its name and shape."""
+) -> dict[str, Any]:
+    """What `sizes_of` gives; a weight too small for its budget is refused by its name and shape."""
     what = f"{path}, of shape {W.shape[0]}x{W.shape[1]}"
     budget = budget_of(W.size, compression)
     if budget < 1:
         raise InvalidInput(what, f"a compression of at most {W.size}", f"{compression:g}", _SMALLER)
     try:
-        return start(structure, path, W, budget, sparse, scale, factors, rank, random)
+        m, n = W.shape
+        return sizes_of(structure, path, (m, n), budget, sparse, factors, rank)
     except InvalidInput as error:
         if factors is not None or rank is not None:
             raise  # about these arguments
@@ -229,7 +238,7 @@ def _check(structure: str, compression: float, pattern: str, cmr: float, scale: 
         raise InvalidInput("structured_scale", "a number >= 0", f"{scale}", "For example 0.2.")
 
 
-def _chosen(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple[str, nn.Module, str]]:
+def chosen_weights(model: nn.Module, modules: Sequence[str] | str | None) -> list[tuple[str, nn.Module, str]]:
     """(parameter name, module, name) of every weight that the globs choose; no glob may be useless."""
     globs = [modules] if isinstance(modules, str) else None if modules is None else list(modules)
     unused, rows = set(globs or ()), []

@@ -9,6 +9,7 @@ import numpy as np
 
 from tvm_doping import structures
 from tvm_doping.errors import InvalidInput
+from tvm_doping.models.nearest import Fit, Sizes, candidates, nearest
 
 # Beside S the structured part gets little. A Kronecker product gets about one and a half times the fewest
 # parameters that any shapes of factors have, 2*sqrt(m*n): the shapes of fewest multiplications lie there. A
@@ -19,38 +20,42 @@ LOW_RANK_SHARE = 0.5
 
 def start(
     kind: str,
-    path: str,
     W: np.ndarray,
-    budget: int,
-    sparse: bool,
-    scale: float | None,
-    factors: tuple[int, int] | None,
-    rank: int | None,
+    sizes: Sizes,
+    scale: float,
     random: np.random.Generator,
 ) -> structures.Structure:
-    """The structured part for W (m, n), called `path`, of a weight with `budget` parameters in all.
-
-    sparse says whether S shares the budget; scale None takes the structure nearest to W, a number draws
-    normal factors for which the structured part's standard deviation is `scale` times that of W. Raises
-    InvalidInput for factors that do not fit.
-    """
+    """Normal factors of these sizes for W (m, n), for which the structured part's standard deviation is `scale` times that of
+    W."""
     m, n = int(W.shape[0]), int(W.shape[1])
-    sizes = _sizes(kind, path, (m, n), budget, sparse, factors, rank)
-    family = structures.FAMILIES[kind]
-    if scale is None:
-        nearest: Any = family.nearest
-        found: structures.Structure = nearest(W, **sizes)
-        return found
-    deviation = float(W.std()) * scale
-    shapes, deviations = _factors(kind, (m, n), sizes, deviation)
+    shapes, deviations = _factors(kind, (m, n), sizes, float(W.std()) * scale)
     arrays = {
         name: random.standard_normal(shape, dtype=np.float32) * np.float32(deviations[name])
         for name, shape in shapes.items()
     }
-    return family.from_arrays(arrays, (m, n))
+    return structures.FAMILIES[kind].from_arrays(arrays, (m, n))
 
 
-def _sizes(
+def nearest_start(
+    kind: str,
+    W: np.ndarray,
+    sizes: Sizes,
+    budget: int,
+    *,
+    sparse: bool,
+    pattern: str,
+    search: bool,
+    importance: np.ndarray | None = None,
+) -> Fit:
+    """The structured part and S nearest to W together (`models.nearest`); search: of all sizes, not these alone."""
+    options = [sizes]
+    if search:
+        most = int(KRONECKER_PARAMETERS * math.sqrt(W.size))
+        options = candidates(kind, W, budget, sparse, sizes, most)
+    return nearest(W, kind, options, budget=budget, sparse=sparse, pattern=pattern, importance=importance)
+
+
+def sizes_of(
     kind: str,
     path: str,
     shape: tuple[int, int],
@@ -59,7 +64,11 @@ def _sizes(
     factors: tuple[int, int] | None,
     rank: int | None,
 ) -> dict[str, Any]:
-    """The arguments of the family's `nearest` that say how large its factors are."""
+    """How large the factors of a weight (m, n), called `path`, of `budget` parameters in all are: what the family's `nearest`
+    takes.
+
+    sparse: S shares the budget. Raises InvalidInput for factors that do not fit.
+    """
     m, n = shape
     if factors is not None and kind not in ("kronecker", "hybrid"):
         raise InvalidInput("factors", "structure kronecker or hybrid", kind, "Leave factors out.")
@@ -99,7 +108,7 @@ def _within(what: str, value: int, most: int) -> None:
 
 
 def _factors(
-    kind: str, shape: tuple[int, int], sizes: dict[str, Any], deviation: float
+    kind: str, shape: tuple[int, int], sizes: Sizes, deviation: float
 ) -> tuple[dict[str, tuple[int, int]], dict[str, float]]:
     """Shapes of the factors, and the standard deviations that give every entry of the structured part the
     same one."""
