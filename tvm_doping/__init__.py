@@ -1,6 +1,7 @@
 """tvm_doping: compile doped LSTMs (structured + sparse weights) with Apache TVM.
 
     tvm_doping.dope(model, compression=20)             # any torch model with LSTMs and Linears; then train it
+    tvm_doping.compress(model, "runs/x")               # or one that is trained: the nearest, and your loop fine-tunes it
     bundle = tvm_doping.compile(model, target="auto")  # or the run folder that training wrote
     bundle.save("my-bundle")
     session = tvm_doping.load("my-bundle")             # needs neither torch nor TVM's compiler
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from tvm_doping.build_c import compile_c
     from tvm_doping.bundle import Bundle
     from tvm_doping.errors import DopingError
-    from tvm_doping.models import dope, undope
+    from tvm_doping.models import compress, dope, undope
     from tvm_doping.runtime import Session, load
     from tvm_doping.targets import Target
     from tvm_doping.tuning import tune
@@ -33,6 +34,7 @@ _HOME = {
     "Target": "tvm_doping.targets",
     "compile": "tvm_doping.build",
     "compile_c": "tvm_doping.build_c",
+    "compress": "tvm_doping.models",
     "dope": "tvm_doping.models",
     "load": "tvm_doping.runtime",
     "tune": "tvm_doping.tuning",
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "compile",
     "compile_c",
+    "compress",
     "dope",
     "load",
     "tune",

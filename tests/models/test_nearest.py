@@ -77,21 +77,6 @@ def test_what_is_structured_plus_sparse_is_found_again(seed: int, kind: str) -> 
     assert fit.errors[-1] < 0.02 < fit.errors[0]
 
 
-def test_importance_moves_the_error_to_where_it_counts_less() -> None:
-    W = weight(64, 48)
-    importance = np.linspace(0.01, 1, 48, dtype=np.float32)[None] ** 2
-    for kind in KINDS:
-        sizes = sizes_of(kind, "w", (64, 48), 500, True, None, None)
-        left = [
-            (
-                importance
-                * np.square(W - nearest(W, kind, [sizes], budget=500, importance=how).doped(W).to_dense())
-            ).sum()
-            for how in (None, importance)
-        ]
-        assert left[1] < 0.95 * left[0]
-
-
 def test_pruning_and_structure_alone_have_one_answer() -> None:
     W = weight(32, 40)
     pruned = nearest(W, "zero", [{}], budget=100)

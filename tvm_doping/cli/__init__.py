@@ -18,6 +18,7 @@ from tvm_doping.cli import (
     bench_predict,
     bench_tuning,
     compile,
+    compress,
     farm,
     inspect,
     records,
@@ -31,7 +32,7 @@ from tvm_doping.errors import DopingError, UnfinishedWarning
 app = typer.Typer(
     name="tvm-doping",
     help="Train LSTMs whose weights are structured plus extremely sparse, and compile them with Apache TVM.",
-    epilog="train -> run folder; compile -> bundle; inspect, run and bench take what these two wrote.",
+    epilog="train, compress -> run folder; compile -> bundle; inspect, run and bench take what these two wrote.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for verb in (
     train.train,
+    compress.compress,
     compile.compile,
     tune.tune,
     inspect.inspect,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def compile(
-    run: Annotated[Path, typer.Argument(help="Run folder that `tvm-doping train` wrote.", metavar="RUN")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder that `tvm-doping train` or `compress` wrote.", metavar="RUN")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -113,6 +115,14 @@ def compile(
             metavar="object|file", help="In C: weights in the program, or in a file that it maps or reads."
         ),
     ] = "object",
+    factory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What makes the model of a run folder of `compress`, file.py:factory; it is run.",
+            show_default=False,
+        ),
+    ] = None,
     prefix: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="In C: what its functions' names begin with.", show_default=False),
@@ -136,6 +146,10 @@ def compile(
     machines = several(names)
     out = out or Path("c" if runtime == "c" else "bundles") / run.resolve().name
     forced = settings(force, "--force", "format=csr")
+    if factory is not None:
+        from tvm_doping.models.loading import use_factory
+
+        use_factory(factory)
     if head is not None:
         Head.parse(head)  # before what takes seconds
     if runtime != "tvm":

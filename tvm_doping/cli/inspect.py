@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tvm_doping.bundle import Bundle
     from tvm_doping.checkpoint import Checkpoint
     from tvm_doping.manifest import LayerReport
-    from tvm_doping.structures import Structure
 
 _NOMINAL_GHZ = 3.0  # of the predicted times shown: what a server core sustains, roughly
 
@@ -256,7 +255,7 @@ def _way(alternative: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def _show_run(path: Path, run: Checkpoint, out: Console) -> None:
-    from tvm_doping.structures import compression
+    from tvm_doping.structures import compression, describe
 
     rows = table(
         f"run {path}", "parameter", "structure", "shape", ">parameters", ">of dense", ">density of S"
@@ -278,19 +277,3 @@ def _show_run(path: Path, run: Checkpoint, out: Console) -> None:
     if run.structures:
         counted = compression(*run.structures.values())
         out.print(f"structured weights: {counted.by_parameters:.1f}x by parameters; by bytes, once compiled")
-
-
-def describe(structure: Structure) -> str:
-    """A structure in words: "kronecker 20x130 (x) 130x10 + S of 84,500"."""
-    from tvm_doping.structures import Doped, Hybrid, Kronecker, LowRank
-
-    if isinstance(structure, Doped):
-        return f"{describe(structure.base)} + S of {structure.S.nnz:,}"
-    if isinstance(structure, Kronecker):
-        left, right = structure.B.shape, structure.C.shape
-        return f"kronecker {left[0]}x{left[1]} (x) {right[0]}x{right[1]}"
-    if isinstance(structure, LowRank):
-        return f"low rank {structure.U.shape[1]}"
-    if isinstance(structure, Hybrid):
-        return f"hybrid: {structure.D.shape[0]} dense rows, rank {structure.U.shape[1]} below"
-    return structure.kind

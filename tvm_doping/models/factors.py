@@ -45,14 +45,13 @@ def nearest_start(
     sparse: bool,
     pattern: str,
     search: bool,
-    importance: np.ndarray | None = None,
 ) -> Fit:
     """The structured part and S nearest to W together (`models.nearest`); search: of all sizes, not these alone."""
     options = [sizes]
     if search:
         most = int(KRONECKER_PARAMETERS * math.sqrt(W.size))
         options = candidates(kind, W, budget, sparse, sizes, most)
-    return nearest(W, kind, options, budget=budget, sparse=sparse, pattern=pattern, importance=importance)
+    return nearest(W, kind, options, budget=budget, sparse=sparse, pattern=pattern)
 
 
 def sizes_of(

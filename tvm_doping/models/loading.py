@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,26 +14,30 @@ from torch import nn
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError
 from tvm_doping.models.doping import budget_of, doped_weights, extract, put
+from tvm_doping.models.factories import make_model
 from tvm_doping.models.tasks import TASKS
 from tvm_doping.structures import Doped, Structure
 
+OWN = (
+    "factory",
+    "module",
+)  # tasks of models that are the user's own: made by a factory with a name, or by their program
+_named_factory: str | None = None
 
-def load_model(folder: str | os.PathLike[str]) -> nn.Module:
+
+def load_model(
+    folder: str | os.PathLike[str], factory: Callable[..., nn.Module] | str | None = None
+) -> nn.Module:
     """The model of a run folder, its doped weights in place as parametrizations, in evaluation mode.
 
+    factory: what makes the dense model, or its name ("file.py:factory"), for a folder of `compress` whose model is the user's
+    own: the folder says how it was called, but no file may name code to run by itself.
     Raises CheckpointError when the folder does not hold a model of a known task.
     """
     found = checkpoint.load(folder)
-    task, arguments = found.config.get("task"), found.config.get("model")
-    if task not in TASKS:
-        raise CheckpointError(
-            f"task of {folder}",
-            f"one of {', '.join(TASKS)}",
-            repr(task),
-            "Build the model and use models.put().",
-        )
+    make = _maker(folder, found.config, factory or _named_factory)
     try:
-        model = TASKS[task].model(**(arguments or {}))
+        model = make()
         put(model, found.structures, *_planned(found))
         tensors = {name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()}
         missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -48,6 +54,40 @@ def load_model(folder: str | os.PathLike[str]) -> nn.Module:
             "Train again.",
         )
     return model.eval()
+
+
+def use_factory(name: str | None) -> None:
+    """Let `load_model` call this factory, in this process, for folders whose model is the user's own."""
+    global _named_factory
+    _named_factory = name
+
+
+def _maker(
+    folder: str | os.PathLike[str], config: dict[str, Any], factory: Callable[..., nn.Module] | str | None
+) -> Callable[[], nn.Module]:
+    """What makes the dense model that a config describes."""
+    task, arguments = config.get("task"), config.get("model") or {}
+    if task in TASKS:
+        return lambda: TASKS[task].model(**arguments)
+    if task in OWN:
+        keywords = dict(arguments.get("arguments") or {})
+        if isinstance(factory, str):
+            return partial(make_model, factory, keywords)
+        if factory is not None:
+            return partial(factory, **keywords)
+        name = str(arguments.get("factory") or "file.py:factory")
+        raise CheckpointError(
+            f"{folder}",
+            f"the factory of its model, a {arguments.get('class') or name}, as a folder runs no code that it names",
+            "none",
+            f"Name it: `tvm-doping compile {folder} --factory {name}`, or load_model(folder, factory).",
+        )
+    raise CheckpointError(
+        f"task of {folder}",
+        f"one of {', '.join(TASKS)}",
+        repr(task),
+        "Build the model and use models.put().",
+    )
 
 
 def _planned(found: checkpoint.Checkpoint) -> tuple[dict[str, str], dict[str, int]]:

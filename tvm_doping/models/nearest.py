@@ -46,22 +46,20 @@ def nearest(
     budget: int,
     sparse: bool = True,
     pattern: str = "unstructured",
-    importance: Float32 | None = None,
     rounds: int = ROUNDS,
 ) -> Fit:
-    """Minimise sum(importance * (W - base - S)^2) over structures of a kind and over S under a pattern.
+    """Minimise ||W - base - S|| over structures of a kind and over S under a pattern.
 
     W          (m, n) float32;
     sizes      what `FAMILIES[kind].nearest` takes to say how large the factors are; of several the best is found;
     budget     parameters of base and S together; S has what the factors leave (nothing where `sparse` is false);
-    importance  of each entry of W, of a shape that broadcasts to (m, n); all alike if left out.
 
     Rearranged, each structure is a product U V of low rank (a Kronecker product: of rank one). From the nearest to W alone each
     round takes as S the largest errors, which the pattern allows, and then fits U and V by least squares to the entries outside
     S: both lower the same sum, or leave it. Source: Zhou and Tao, "GoDec", 2011, whose S is unstructured and whose
     structured part is fitted to W - S, to the same end in more rounds.
     """
-    fits = [_Fitting(W, kind, one, budget if sparse else 0, pattern, importance) for one in sizes]
+    fits = [_Fitting(W, kind, one, budget if sparse else 0, pattern) for one in sizes]
     if len(fits) > 1:
         for fit in fits:
             fit.go(_TRIAL)
@@ -107,28 +105,22 @@ def candidates(kind: str, W: Float32, budget: int, sparse: bool, usual: Sizes, m
 class _Fitting:
     """One fit on its way: R (p, q) is W rearranged, U (p, r) and V (r, q) the factors of its structured part."""
 
-    def __init__(
-        self, W: Float32, kind: str, sizes: Sizes, budget: int, pattern: str, importance: Float32 | None
-    ) -> None:
+    def __init__(self, W: Float32, kind: str, sizes: Sizes, budget: int, pattern: str) -> None:
         self.W, self.kind, self.sizes, self.pattern = W, kind, sizes, pattern
-        self.weights = None if importance is None else np.broadcast_to(importance, W.shape).astype(np.float32)
         first: Any = FAMILIES[kind].nearest(W, **sizes)
         self.nonzeros = max(budget - first.parameters, 0)
         if isinstance(first, Kronecker):
             self.U, self.V = first.B.reshape(-1, 1), first.C.reshape(1, -1)
         elif isinstance(first, LowRank | Hybrid):
             self.U, self.V = first.U, first.V
-        self.total = self._sum(np.square(W))
+        self.norm = float(np.linalg.norm(W)) or 1.0
         self.errors: list[float] = []
         self.mask = self._largest(first.to_dense())
 
     def go(self, rounds: int) -> None:
         """Rounds until they gain no more, at most so many."""
         for _ in range(0 if self.kind == "zero" else rounds):
-            open_ = np.where(
-                self.mask, np.float32(0), np.float32(1) if self.weights is None else self.weights
-            )
-            R, M = self._rearranged(self.W), self._rearranged(open_)
+            R, M = self._rearranged(self.W), self._rearranged((~self.mask).astype(np.float32))
             before = self.U, self.V, self.mask
             self.V = _least_squares(self.U, R, M)
             self.U = _least_squares(self.V.T, R.T, M.T).T
@@ -155,14 +147,11 @@ class _Fitting:
     def _largest(self, structured: Float32) -> NDArray[np.bool_]:
         """The mask of the errors that S is best spent on; notes the error that is left."""
         squares = np.square(self.W - structured)
-        scores = squares if self.weights is None else squares * self.weights
         density = self.nonzeros / self.W.size
-        mask = PATTERNS[self.pattern](scores, density) if self.nonzeros else np.zeros(self.W.shape, bool)
-        self.errors.append(float(np.sqrt(self._sum(np.where(mask, 0, squares)) / (self.total or 1.0))))
+        mask = PATTERNS[self.pattern](squares, density) if self.nonzeros else np.zeros(self.W.shape, bool)
+        left = np.where(mask, 0, squares).sum(dtype=np.float64)
+        self.errors.append(float(np.sqrt(left)) / self.norm)
         return mask
-
-    def _sum(self, squares: Float32) -> float:
-        return float((squares if self.weights is None else squares * self.weights).sum(dtype=np.float64))
 
     def _rearranged(self, array: Float32) -> Float32:
         if self.kind == "kronecker":

@@ -11,6 +11,7 @@ from tvm_doping.structures.recover import recover
 from tvm_doping.structures.shapes import hybrid_shapes, kron_shapes, low_rank
 from tvm_doping.structures.sparse import canonical
 from tvm_doping.structures.spec import from_spec, to_spec
+from tvm_doping.structures.words import describe
 
 # One row makes a family known; a Doped has one of the others as its base.
 FAMILIES: dict[str, type[Structure]] = {
@@ -34,6 +35,7 @@ __all__ = [
     "Zero",
     "canonical",
     "compression",
+    "describe",
     "from_spec",
     "hybrid_shapes",
     "kron_shapes",
