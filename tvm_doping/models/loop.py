@@ -25,7 +25,7 @@ from tvm_doping.models.loading import load_model, model_tensors
 from tvm_doping.models.metrics import MetricsLog
 from tvm_doping.models.recipe import Recipe
 from tvm_doping.models.resume import FILE as STATE
-from tvm_doping.models.resume import load_state, save_state
+from tvm_doping.models.resume import fit_factors, load_state, save_state
 from tvm_doping.models.starting import start_from
 from tvm_doping.models.tasks import TASKS, Task
 from tvm_doping.models.tasks.protocol import Batch, Data, Share
@@ -76,6 +76,8 @@ class Run:
             start_from(loop.start, model, plan.task, self.stored)
         if plan.doping is not None:
             dope(model, seed=loop.seed, **plan.doping.model_dump(exclude={"anneal", "cmr"}))
+            if resumed:
+                fit_factors(folder, model)
         self.total = loop.epochs * len(self._batches(0))
         self.annealing, self.cmr = self._doping(model)
         self.bare = model

@@ -48,6 +48,11 @@ class DopedWeight(nn.Module):
         """The structured part (m, n), as an expression of the factors."""
         raise TypeError(f"{type(self).__name__} has no structured part")
 
+    @property
+    def factor_parameters(self) -> int:
+        """How many numbers the factors have."""
+        return sum(int(getattr(self, name).numel()) for name in self.factor_names)
+
     def forward(self, S: Tensor) -> Tensor:
         """The weight; S (m, n) float32."""
         structured, sparse = self.structured(), S * self.mask

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError
+from tvm_doping.models.doping import doped_weights
 
 FILE = checkpoint.STATE
 
@@ -70,15 +71,43 @@ def load_state(
         if "random:cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random:cuda"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            str(path),
-            "the state of this run",
-            str(error),
-            "Start anew with resume=False (--no-resume), or in another folder.",
-        ) from error
+        raise _damaged(path, error) from error
     carried = _part(tensors, "carried")
     progress: dict[str, Any] = header["progress"]
     return (tuple(carried[key].to(device) for key in sorted(carried)) or None), progress
+
+
+def fit_factors(folder: Path, model: nn.Module) -> None:
+    """Give the factors of a doped model the shapes that they have in the state, before it is loaded.
+
+    Which shapes are nearest depends on the weights that a run started from (`train.start`), which a resumed one does not read.
+    Raises CheckpointError if damaged.
+    """
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name, _, key, weight in doped_weights(model):
+                before, prefix = (
+                    weight.factor_parameters,
+                    f"model:{name.removesuffix(key)}parametrizations.{key}.0.",
+                )
+                for factor in weight.factor_names:
+                    shape = file.get_slice(prefix + factor).get_shape()
+                    if tuple(shape) != tuple(getattr(weight, factor).shape):
+                        setattr(weight, factor, nn.Parameter(torch.empty(shape)))
+                if weight.nonzeros:
+                    weight.nonzeros += before - weight.factor_parameters
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        str(path),
+        "the state of this run",
+        str(error),
+        "Start anew with resume=False (--no-resume), or in another folder.",
+    )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
