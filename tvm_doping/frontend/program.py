@@ -43,7 +43,7 @@ def export(
     leaves, spec = pytree.tree_flatten(example)
     everything = [set(range(leaf.dim())) if isinstance(leaf, Tensor) else set() for leaf in leaves]
     program = _export(model, example, everything)
-    roles = symbols(program)
+    roles = _time_and_batch(program)
     axes = _axes(program, leaves, roles)
     if [set(names) for names in axes] == everything and not _has_ones(leaves, axes):
         return program, example
@@ -56,27 +56,40 @@ def export(
 
 
 def symbols(program: ExportedProgram) -> dict[str, str]:
-    """The program's symbols that stand for time or batch -> "T" or "N" (further ones: "T1", "N1", ...)."""
+    """The program's symbols that stand for time or batch -> "T" or "N" (further ones: "T1", "N1", ...).
+
+    What else varies, such as the length of a sequence that no LSTM reads (an attention's memory), is time too.
+    """
+    found = _time_and_batch(program)
+    for size in _sizes(program):
+        _add(found, size, TIME)
+    return found
+
+
+def _time_and_batch(program: ExportedProgram) -> dict[str, str]:
+    """Of `symbols`, those that arrive at the LSTMs; without any, N alone."""
     found: dict[str, str] = {}
-
-    def add(size: object, role: str) -> None:
-        names = sorted(map(str, size.node.expr.free_symbols)) if isinstance(size, torch.SymInt) else []
-        if len(names) == 1 and names[0] not in found:
-            taken = sum(name.startswith(role) for name in found.values())
-            found[names[0]] = role + (str(taken) if taken else "")
-
     for steps, batch in _lstm_sizes(program):
-        add(steps, TIME)
-        add(batch, BATCH)
-    sizes = [size for value in _inputs(program) if isinstance(value, Tensor) for size in value.shape]
+        _add(found, steps, TIME)
+        _add(found, batch, BATCH)
     if not found:
         # a SymInt may have come out as a number
-        add(next((s for s in sizes if isinstance(s, torch.SymInt) and s.node.expr.free_symbols), None), BATCH)
-    for (
-        size
-    ) in sizes:  # what else varies: the length of a sequence that no LSTM reads, as an attention's memory
-        add(size, TIME)
+        varying = (s for s in _sizes(program) if isinstance(s, torch.SymInt) and s.node.expr.free_symbols)
+        _add(found, next(varying, None), BATCH)
     return found
+
+
+def _add(found: dict[str, str], size: object, role: str) -> None:
+    """Name the symbol of a size, if it is one that has no name yet."""
+    names = sorted(map(str, size.node.expr.free_symbols)) if isinstance(size, torch.SymInt) else []
+    if len(names) == 1 and names[0] not in found:
+        taken = sum(name.startswith(role) for name in found.values())
+        found[names[0]] = role + (str(taken) if taken else "")
+
+
+def _sizes(program: ExportedProgram) -> Iterator[object]:
+    """The sizes of all inputs."""
+    return (size for value in _inputs(program) if isinstance(value, Tensor) for size in value.shape)
 
 
 @contextmanager
