@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tvm_doping.errors import InvalidInput
-from tvm_doping.models import CmrSchedule, dope, doped_weights, set_cmr
+from tvm_doping.models import CmrSchedule, cancellation, dope, doped_weights, set_cmr
 from tvm_doping.models.doping import original
 
 
@@ -54,3 +54,23 @@ def test_the_schedule() -> None:
 def test_impossible_rates(rate: float) -> None:
     with pytest.raises(InvalidInput, match="CMR"):
         set_cmr(nn.Linear(2, 2), rate)
+
+
+def test_how_much_the_parts_undo_each_other() -> None:
+    model = dope(nn.Linear(40, 60), compression=3)
+    ((_, module, name, weight),) = doped_weights(model)
+    S, K = original(module, name), weight.structured().detach()
+    with torch.no_grad():
+        weight.mask.fill_(True)
+        S.copy_(-K)
+        assert cancellation(model) == pytest.approx(1)
+        S.copy_(K)
+        assert cancellation(model) == pytest.approx(-1)
+        S.copy_(-K / 2)
+        assert cancellation(model) == pytest.approx(1 / 1.25)
+        weight.mask.copy_(K.abs() > K.abs().median())
+        S.copy_(-K)
+        kept = float((K * weight.mask).square().sum())
+        assert cancellation(model) == pytest.approx(2 * kept / (kept + float(K.square().sum())))
+    assert cancellation(dope(nn.Linear(8, 8), compression=2, structure="zero")) == 0
+    assert cancellation(nn.Linear(2, 2)) == 0

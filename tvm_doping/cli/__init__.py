@@ -13,6 +13,7 @@ import typer
 
 from tvm_doping.cli import (
     bench,
+    bench_accuracy,
     bench_choice,
     bench_matrix,
     bench_predict,
@@ -50,6 +51,7 @@ for verb in (
     bench_matrix.bench_matrix,
     bench_choice.bench_choice,
     bench_predict.bench_predict,
+    bench_accuracy.bench_accuracy,
     bench_tuning.bench_tuning,
     targets.targets,
 ):

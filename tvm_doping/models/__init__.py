@@ -4,7 +4,7 @@ read run folders back."""
 from __future__ import annotations
 
 from tvm_doping.models.anneal import Annealing
-from tvm_doping.models.cmr import CmrSchedule, set_cmr
+from tvm_doping.models.cmr import CmrSchedule, cancellation, set_cmr
 from tvm_doping.models.compressing import Compressed, compress
 from tvm_doping.models.doping import close_masks, dope, doped_weights, extract, put, undope
 from tvm_doping.models.finetuning import Finetuning
@@ -22,6 +22,7 @@ __all__ = [
     "Finetuning",
     "LanguageModel",
     "Recipe",
+    "cancellation",
     "close_masks",
     "compress",
     "dope",

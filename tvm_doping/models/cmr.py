@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tvm_doping.errors import InvalidInput
-from tvm_doping.models.doping import doped_weights
+from tvm_doping.models.doping import doped_weights, original
 
 
 def set_cmr(model: nn.Module, structured: float, sparse: float | None = None) -> None:
@@ -29,6 +30,26 @@ def set_cmr(model: nn.Module, structured: float, sparse: float | None = None) ->
             )
     for _, _, _, weight in doped_weights(model):
         weight.cmr_structured, weight.cmr_sparse = structured, sparse
+
+
+@torch.no_grad()
+def cancellation(model: nn.Module) -> float:
+    """How much of the two parts' energy cancels, over all doped weights: a measure of co-matrix adaptation.
+
+        1 - ||K + S||^2 / (||K||^2 + ||S||^2) = -2 <K, S> / (||K||^2 + ||S||^2)      K: structured part, S: masked
+
+    0 where the parts do not lean on each other, 1 where each undoes the other; below 0 where they repeat each other. 0 for
+    a model without doped weights, and for pruned ones, which have no K.
+    """
+    product = energy = 0.0
+    for _, module, name, weight in doped_weights(model):
+        S = original(module, name) * weight.mask
+        energy += float(S.square().sum())
+        if weight.factor_names:
+            K = weight.structured()
+            product += float((K * S).sum())
+            energy += float(K.square().sum())
+    return -2 * product / energy if energy else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

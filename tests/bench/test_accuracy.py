@@ -1,0 +1,86 @@
+"""Every method is trained with the same budget from the same weights, and what it loses is said against dense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tvm_doping import checkpoint
+from tvm_doping.bench import accuracy
+from tvm_doping.errors import BenchError
+
+METHODS = ("doped kronecker", "pruned", "low rank")
+FIELDS: dict[str, Any] = {
+    "name": "nano",
+    "model": {"embedding": 24, "hidden": 24, "layers": 1},
+    "doping": {"structure": "kronecker", "anneal": {"start": 0.0, "end": 0.5, "frequency": 2}},
+    "train": {"epochs": 1, "batch": 4, "steps": 6, "log_steps": 10, "save_steps": 50},
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, lines in (("train", 60), ("valid", 12), ("test", 12)):
+        text = "\n".join(" ".join(rng.choice(list("abcdef"), 6)) for _ in range(lines))
+        (tmp_path / f"{split}.txt").write_text(text + "\n")
+    return tmp_path
+
+
+def _recipe(folder: Path, name: str, **changes: Any) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**FIELDS, "name": name, **changes}))
+    return str(path)
+
+
+def test_methods_and_dense_go_on_from_one_trained_model(data: Path) -> None:
+    recipe, start = _recipe(data, "nano"), _recipe(data, "nano-dense", doping=None)
+    lines: list[str] = []
+
+    def run() -> dict[str, Any]:
+        return accuracy.run(
+            data / "out",
+            recipe,
+            data=data,
+            methods=METHODS,
+            compressions=(4.0, 40.0),
+            seeds=(0, 1),
+            start=start,
+            echo=lines.append,
+        )
+
+    results = run()
+    assert json.loads((data / "out" / "accuracy.json").read_text()) == json.loads(json.dumps(results))
+    rows = {(row["method"], row["compression"], row["seed"]): row for row in results["runs"]}
+    # at 40x the factors alone are too large; pruning has none
+    expected = {("pruned", 40.0), ("dense", 1.0), *((method, 4.0) for method in METHODS)}
+    assert {key[:2] for key in rows} == expected and {key[2] for key in rows} == {0, 1}
+    assert any("doped-kronecker-40x-0: " in line and "compression" in line for line in lines)
+    for (method, factor, seed), row in rows.items():
+        if method != "dense":
+            assert factor <= row["by_parameters"] < factor * 1.6
+            folder = data / "out" / "runs" / f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
+            assert row["metric"] == checkpoint.read_config(folder)["metrics"]["test_perplexity"]
+            first = checkpoint.load(data / "out" / "runs" / f"start-{seed}").tensors["lstm.weight_hh_l0"]
+            last = checkpoint.load(folder).structures["lstm.weight_hh_l0"].to_dense()
+            assert np.corrcoef(first.ravel(), last.ravel())[0, 1] > 0.2  # it began there
+    table = (data / "out" / "accuracy.md").read_text()
+    lost = np.mean([rows["pruned", 4.0, s]["metric"] / rows["dense", 1.0, s]["metric"] - 1 for s in (0, 1)])
+    assert "| 4x | pruned |" in table and f"{lost:+.1%}" in table
+    before = (data / "out" / "runs" / "pruned-4x-0" / "metrics.jsonl").read_bytes()
+    again = run()  # finished runs are left as they are
+    assert again["runs"] == results["runs"]
+    assert (data / "out" / "runs" / "pruned-4x-0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_refused(data: Path) -> None:
+    with pytest.raises(BenchError, match="prunned"):
+        accuracy.run(data / "out", _recipe(data, "nano"), data=data, methods=["prunned"])
+    with pytest.raises(BenchError, match="dense one"):
+        accuracy.run(data / "out", _recipe(data, "nano-dense", doping=None), data=data)
+    assert not (data / "out").exists()

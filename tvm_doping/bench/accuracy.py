@@ -1,0 +1,157 @@
+"""What compression costs in accuracy: every method trained with one budget, at every compression factor, with several seeds."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tvm_doping import checkpoint
+from tvm_doping.bench.machine import describe
+from tvm_doping.bench.report import check_folder
+from tvm_doping.errors import BenchError, DopingError
+from tvm_doping.models.recipe import Recipe, load_recipe
+from tvm_doping.models.train import train
+from tvm_doping.places import write_files
+
+FORMAT_VERSION = 1
+DENSE = "dense"
+# What each method makes of a recipe; "doped" ones share their budget between the structured part and S.
+METHODS: dict[str, dict[str, Any]] = {
+    "doped kronecker": {"doping.structure": "kronecker"},
+    "doped low rank": {"doping.structure": "low_rank"},
+    "doped hybrid": {"doping.structure": "hybrid"},
+    "pruned": {"doping.structure": "zero"},
+    "kronecker": {"doping.structure": "kronecker", "doping.sparse": False},
+    "low rank": {"doping.structure": "low_rank", "doping.sparse": False},
+    "hybrid": {"doping.structure": "hybrid", "doping.sparse": False},
+}
+
+
+def run(
+    out: str | Path,
+    recipe: str,
+    *,
+    data: str | Path | None = None,
+    methods: Sequence[str] = tuple(METHODS),
+    compressions: Sequence[float] = (10.0, 20.0),
+    seeds: Sequence[int] = (0, 1),
+    start: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    start_overrides: Mapping[str, Any] | None = None,
+    echo: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train a doped recipe by every method, and dense, and write accuracy.json and accuracy.md after each run.
+
+    recipe   a doped one, by name or path; overrides: of it, for every method alike;
+    methods  of METHODS; each with every compression and every seed;
+    start    the recipe of a dense model, trained once a seed (with start_overrides), from whose weights every run begins: the
+             structured part is then the nearest to a trained weight, and S what it leaves. None: random weights.
+
+    A run is finished, or goes on, where an earlier call of the same settings left it: its folder is `out`/runs/NAME. Returns what
+    accuracy.json holds. Raises BenchError for an unknown method, and what `train` raises; a compression that a structure cannot
+    reach is reported and left out.
+    """
+    folder = Path(out)
+    plan = _checked(recipe, methods, overrides)
+    check_folder(folder)
+    results: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "recipe": plan.model_dump(mode="json"),
+        "start": None if start is None else load_recipe(start, start_overrides).model_dump(mode="json"),
+        "runs": [],
+    }
+    cells = [(DENSE, 1.0), *((method, factor) for factor in compressions for method in methods)]
+    for seed in seeds:
+        begun = {"train.seed": seed}
+        if start is not None:
+            first = folder / "runs" / f"start-{seed}"
+            train(start, data, first, overrides={**(start_overrides or {}), "train.seed": seed})
+            begun |= {"train.start": str(first), "doping.init": "nearest"}
+        for method, factor in cells:
+            name = f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
+            settings = {**(overrides or {}), **begun, **METHODS.get(method, {}), "doping.compression": factor}
+            if method == DENSE:
+                settings = {k: v for k, v in settings.items() if not k.startswith("doping.")}
+                settings["doping"] = None
+            try:
+                metrics = train(recipe, data, folder / "runs" / name, overrides=settings)
+            except DopingError as error:
+                if method == DENSE:
+                    raise
+                echo(f"{name}: {' '.join(str(error).split())}")
+                continue
+            results["runs"].append(_row(method, factor, seed, folder / "runs" / name, metrics))
+            echo(f"{name}: {_METRIC} {metrics[_METRIC]:.2f}")
+            write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
+    return results
+
+
+_METRIC = "test_perplexity"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """A row a method and compression: the mean over the seeds, their spread, and what is lost against dense."""
+    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for row in results["runs"]:
+        groups.setdefault((row["compression"], row["method"]), []).append(row)
+    dense = {row["seed"]: row["metric"] for row in results["runs"] if row["method"] == DENSE}
+    lines = [
+        "| by parameters | method | test perplexity | lost against dense | seeds | by bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (factor, method), rows in sorted(groups.items(), key=lambda item: (item[0][0], _mean(item[1]))):
+        values = [row["metric"] for row in rows]
+        lost = statistics.fmean(row["metric"] / dense[row["seed"]] - 1 for row in rows)
+        lines.append(
+            f"| {factor:g}x | {method} | {_mean(rows):.2f}{_spread(values)} | {lost:+.1%} | {len(rows)} | "
+            f"{rows[0]['by_bytes'] or 1:.1f}x |"
+        )
+    plan = results["recipe"]
+    budget = f"{plan['train']['epochs']} epochs"
+    if results["start"] is not None:
+        budget = f"{results['start']['train']['epochs']} epochs dense, then {budget} of each method"
+    spread = "" if len(dense) < 2 else "; after ±, half the distance between the extremes of the seeds"
+    return "\n".join([*lines, "", f"{plan['name']}, {budget}{spread}; {results['machine']['cpu']}", ""])
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.fmean(row["metric"] for row in rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
+
+
+def _row(method: str, factor: float, seed: int, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    config = checkpoint.read_config(folder)
+    stored = config.get("compression") or {}
+    return {
+        "method": method,
+        "compression": factor,
+        "seed": seed,
+        "metric": metrics[_METRIC],
+        "valid": metrics["valid_perplexity"],
+        "by_parameters": stored.get("by_parameters"),
+        "by_bytes": stored.get("by_bytes"),
+        "best_epoch": metrics["best_epoch"],
+        "epochs": metrics["epochs_done"],
+        "seconds": metrics["seconds"],
+    }
+
+
+def _checked(recipe: str, methods: Sequence[str], overrides: Mapping[str, Any] | None) -> Recipe:
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown:
+        raise BenchError("methods", f"some of {', '.join(METHODS)}", ", ".join(unknown), "Correct the name.")
+    plan = load_recipe(recipe, overrides)
+    if plan.doping is None:
+        raise BenchError(
+            f"recipe {recipe}", "a doped model", "a dense one", "Name the doped recipe, such as lm-small."
+        )
+    return plan

@@ -1,0 +1,82 @@
+"""`tvm-doping bench-accuracy`: every method at every compression, trained with one budget -> accuracy.json, accuracy.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tvm_doping.cli.show import console, settings
+
+
+def bench_accuracy(
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="A doped recipe, by name or YAML file.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for accuracy.json, accuracy.md and the runs.")
+    ] = Path("results/accuracy"),
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the data.", show_default=False)
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A method; repeatable. All of them if left out.", show_default=False
+        ),
+    ] = None,
+    compression: Annotated[
+        list[float] | None,
+        typer.Option(metavar="X", help="A compression; repeatable.", show_default="10 and 20"),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="A seed; repeatable.", show_default="0 and 1")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Recipe of a dense model, trained first, whose weights all methods start from.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change the recipe of all methods; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    set_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-start",
+            metavar="NAME=VALUE",
+            help="Change the recipe of --start; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure what compression costs in accuracy, method by method.
+
+    Each method has the same data, steps and settings. Runs are kept in OUT/runs: after an interruption the same command goes on.
+
+    Example: tvm-doping bench-accuracy --recipe lm-small --data ptb --start lm-small-dense --compression 20 --seed 0
+    """
+    from tvm_doping.bench import accuracy
+
+    screen = console()
+    results = accuracy.run(
+        out,
+        recipe,
+        data=data,
+        methods=tuple(method or accuracy.METHODS),
+        compressions=tuple(compression or (10.0, 20.0)),
+        seeds=tuple(seed or (0, 1)),
+        start=start,
+        overrides=settings(set_, "--set", "train.epochs=3"),
+        start_overrides=settings(set_start, "--set-start", "train.epochs=3"),
+        echo=screen.print,
+    )
+    screen.print(accuracy.markdown(results))
