@@ -65,12 +65,12 @@ def test_methods_and_dense_go_on_from_one_trained_model(data: Path) -> None:
         if method != "dense":
             assert factor <= row["by_parameters"] < factor * 1.6
             folder = data / "out" / "runs" / f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
-            assert row["metric"] == checkpoint.read_config(folder)["metrics"]["test_perplexity"]
+            assert row["test"] == checkpoint.read_config(folder)["metrics"]["test_perplexity"]
             first = checkpoint.load(data / "out" / "runs" / f"start-{seed}").tensors["lstm.weight_hh_l0"]
             last = checkpoint.load(folder).structures["lstm.weight_hh_l0"].to_dense()
             assert np.corrcoef(first.ravel(), last.ravel())[0, 1] > 0.2  # it began there
     table = (data / "out" / "accuracy.md").read_text()
-    lost = np.mean([rows["pruned", 4.0, s]["metric"] / rows["dense", 1.0, s]["metric"] - 1 for s in (0, 1)])
+    lost = np.mean([rows["pruned", 4.0, s]["test"] / rows["dense", 1.0, s]["test"] - 1 for s in (0, 1)])
     assert "| 4x | pruned |" in table and f"{lost:+.1%}" in table
     before = (data / "out" / "runs" / "pruned-4x-0" / "metrics.jsonl").read_bytes()
     again = run()  # finished runs are left as they are

@@ -14,6 +14,7 @@ from tvm_doping.bench.machine import describe
 from tvm_doping.bench.report import check_folder
 from tvm_doping.errors import BenchError, DopingError
 from tvm_doping.models.recipe import Recipe, load_recipe
+from tvm_doping.models.tasks import TASKS
 from tvm_doping.models.train import train
 from tvm_doping.places import write_files
 
@@ -57,6 +58,7 @@ def run(
     """
     folder = Path(out)
     plan = _checked(recipe, methods, overrides)
+    task = TASKS[plan.task]
     check_folder(folder)
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -86,59 +88,55 @@ def run(
                     raise
                 echo(f"{name}: {' '.join(str(error).split())}")
                 continue
-            results["runs"].append(_row(method, factor, seed, folder / "runs" / name, metrics))
-            echo(f"{name}: {_METRIC} {metrics[_METRIC]:.2f}")
+            row = {"method": method, "compression": factor, "seed": seed}
+            results["runs"].append(row | _measured(task.best, folder / "runs" / name, metrics))
+            echo(f"{name}: {task.best} {metrics[f'test_{task.best}']:.4g}")
             write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
     return results
 
 
-_METRIC = "test_perplexity"
-
-
 def markdown(results: Mapping[str, Any]) -> str:
     """A row a method and compression: the mean over the seeds, their spread, and what is lost against dense."""
+    plan, start = results["recipe"], results["start"]
+    task = TASKS[plan["task"]]
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for row in results["runs"]:
         groups.setdefault((row["compression"], row["method"]), []).append(row)
-    dense = {row["seed"]: row["metric"] for row in results["runs"] if row["method"] == DENSE}
+    dense = {row["seed"]: row["test"] for row in results["runs"] if row["method"] == DENSE}
+    sign = -1 if task.higher else 1
     lines = [
-        "| by parameters | method | test perplexity | lost against dense | seeds | by bytes |",
+        f"| by parameters | method | test {task.best} | lost against dense | valid | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for (factor, method), rows in sorted(groups.items(), key=lambda item: (item[0][0], _mean(item[1]))):
-        values = [row["metric"] for row in rows]
-        lost = statistics.fmean(row["metric"] / dense[row["seed"]] - 1 for row in rows)
+    for (factor, method), rows in sorted(
+        groups.items(), key=lambda one: (one[0][0], sign * _mean(one[1], "test"))
+    ):
+        values = [row["test"] for row in rows]
+        lost = statistics.fmean(sign * (row["test"] / dense[row["seed"]] - 1) for row in rows)
         lines.append(
-            f"| {factor:g}x | {method} | {_mean(rows):.2f}{_spread(values)} | {lost:+.1%} | {len(rows)} | "
-            f"{rows[0]['by_bytes'] or 1:.1f}x |"
+            f"| {factor:g}x | {method} | {_mean(rows, 'test'):.4g}{_spread(values)} | {lost:+.1%} | "
+            f"{_mean(rows, 'valid'):.4g} | {len(rows)} |"
         )
-    plan = results["recipe"]
     budget = f"{plan['train']['epochs']} epochs"
-    if results["start"] is not None:
-        budget = f"{results['start']['train']['epochs']} epochs dense, then {budget} of each method"
-    spread = "" if len(dense) < 2 else "; after ±, half the distance between the extremes of the seeds"
+    if start is not None:
+        budget = f"{start['train']['epochs']} epochs dense, then {budget} of each method, dense among them"
+    spread = "; after ±, half the distance between the extremes of the seeds" if len(dense) > 1 else ""
     return "\n".join([*lines, "", f"{plan['name']}, {budget}{spread}; {results['machine']['cpu']}", ""])
 
 
-def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean(row["metric"] for row in rows)
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.fmean(row[key] for row in rows)
 
 
 def _spread(values: Sequence[float]) -> str:
     return f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
 
 
-def _row(method: str, factor: float, seed: int, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    config = checkpoint.read_config(folder)
-    stored = config.get("compression") or {}
+def _measured(best: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "method": method,
-        "compression": factor,
-        "seed": seed,
-        "metric": metrics[_METRIC],
-        "valid": metrics["valid_perplexity"],
-        "by_parameters": stored.get("by_parameters"),
-        "by_bytes": stored.get("by_bytes"),
+        "test": metrics[f"test_{best}"],
+        "valid": metrics[f"valid_{best}"],
+        "by_parameters": (checkpoint.read_config(folder).get("compression") or {}).get("by_parameters"),
         "best_epoch": metrics["best_epoch"],
         "epochs": metrics["epochs_done"],
         "seconds": metrics["seconds"],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, DopingError
 from tvm_doping.models.anneal import Annealing
-from tvm_doping.models.cmr import CmrSchedule
+from tvm_doping.models.cmr import CmrSchedule, cancellation
 from tvm_doping.models.doping import dope
 from tvm_doping.models.loading import load_model, model_tensors
 from tvm_doping.models.metrics import MetricsLog
@@ -324,7 +324,9 @@ class Run:
             self.annealing.resume(self.at.step)
 
     def _density(self) -> dict[str, float]:
-        return {} if self.annealing is None else {"density": self.annealing.density}
+        if self.annealing is None:
+            return {}
+        return {"density": self.annealing.density, "cancellation": cancellation(self.bare)}
 
     def _plain_optimiser(self) -> torch.optim.Optimizer:
         optimiser: torch.optim.Optimizer = getattr(self.optimiser, "optimizer", self.optimiser)
