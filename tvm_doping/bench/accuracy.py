@@ -70,7 +70,7 @@ def run(
     }
     cells = [(DENSE, 1.0), *((method, factor) for factor in compressions for method in methods)]
     for seed in seeds:
-        begun = {"train.seed": seed}
+        begun: dict[str, Any] = {"train.seed": seed}
         if start is not None:
             first = folder / "runs" / f"start-{seed}"
             train(start, data, first, overrides={**(start_overrides or {}), "train.seed": seed})

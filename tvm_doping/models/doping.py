@@ -76,8 +76,8 @@ def dope(
             base, mask = fit.base, torch.from_numpy(np.ascontiguousarray(fit.mask))
         else:
             base, mask = start(structure, W, sizes, structured_scale if sparse else 1.0, random), None
-        nonzeros = budget - base.parameters if sparse else 0
-        if nonzeros < 0 or (sparse and nonzeros < 1):
+        nonzeros = budget - base.parameters
+        if nonzeros < int(sparse):
             raise InvalidInput(
                 f"compression of {path}",
                 f"at most {W.size / (base.parameters + bool(sparse)):.4g}, as the {structure} factors of "
@@ -85,7 +85,7 @@ def dope(
                 f"{compression:g}",
                 f"Choose smaller factors or another structure. {_SMALLER}",
             )
-        weight = WEIGHTS[structure](W.shape, base.arrays(), nonzeros, pattern)
+        weight = WEIGHTS[structure](W.shape, base.arrays(), nonzeros if sparse else 0, pattern)
         planned.append((module, name, weight, mask))
     for module, name, weight, mask in planned:
         _register(model, module, name, weight, keep=mask is None)
