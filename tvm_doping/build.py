@@ -148,6 +148,7 @@ def compile(
             "name": Path(model).resolve().name,
             "vocabulary": tuple(config.get("vocabulary") or ()),
             "tokens": config.get("tokens"),
+            "labels": tuple(config.get("labels") or ()),
         }
     bundles = []
     for machine in targets:

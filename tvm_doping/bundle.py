@@ -169,7 +169,13 @@ class Bundle:
 
     @classmethod
     def from_compiled(
-        cls, compiled: Compiled, *, name: str, vocabulary: Sequence[str] = (), tokens: str | None = None
+        cls,
+        compiled: Compiled,
+        *,
+        name: str,
+        vocabulary: Sequence[str] = (),
+        tokens: str | None = None,
+        labels: Sequence[str] = (),
     ) -> Bundle:
         """The bundle of what `build` made, in memory."""
         target, signature = compiled.target, compiled.signature
@@ -202,6 +208,7 @@ class Bundle:
                     {layer.get("plan", {}).get("record", "") for layer in compiled.layers} - {""}
                 ),
                 "tokens": tokens,
+                "labels": tuple(labels),
             }
         )
         with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:

@@ -103,7 +103,8 @@ class Model(Part):
     threads      how many of a session it was compiled for;
     precision    how low stored values may go;
     versions     package -> version at compile time; metrics: what the run folder reported, e.g. perplexities;
-    tokens       language models: how text becomes input indices (text.split), else None.
+    tokens       models of text: how it becomes input indices (text.split), else None;
+    labels       classifiers: what each of the last axis of the first output stands for, else empty.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Model(Part):
     versions: dict[str, str]
     metrics: dict[str, bool | int | float | str | None] = {}
     tokens: Literal["words", "pieces", "characters"] | None = None
+    labels: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> Self:

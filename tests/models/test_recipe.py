@@ -18,7 +18,8 @@ from tvm_doping.models.tasks.language_model import ModelRecipe
 
 def test_the_recipes_that_come_along() -> None:
     sizes = ("tiny", "small", "medium", "large")
-    assert recipe_names() == sorted(f"lm-{size}{kind}" for size in sizes for kind in ("", "-dense"))
+    named = (*(f"lm-{size}" for size in sizes), "intent")
+    assert recipe_names() == sorted(f"{name}{kind}" for name in named for kind in ("", "-dense"))
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name and (recipe.doping is None) == name.endswith("-dense")

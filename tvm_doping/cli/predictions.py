@@ -43,6 +43,26 @@ def predictions_of(manifest: Manifest, vocabulary: int) -> Predictions:
     )
 
 
+def label_of(outputs: list[np.ndarray], manifest: Manifest) -> str:
+    """The label that a classifier's outputs for one text name, with its probability where they tell it."""
+    found = outputs[0].reshape(-1, outputs[0].shape[-1])[-1] if outputs[0].dtype == np.float32 else None
+    if found is None and outputs[0].size == 1:
+        return manifest.labels[int(outputs[0].item())]
+    if found is None or len(found) != len(manifest.labels):
+        raise InvalidInput(
+            f"the outputs of bundle {manifest.name!r}",
+            f"logits of its {len(manifest.labels)} labels, or the index of one",
+            f"{outputs[0].dtype} {', '.join(map(str, outputs[0].shape))}",
+            "Read the outputs with --out, or compile with --head argmax.",
+        )
+    scores = found.astype(np.float64)
+    if any(layer.plan.get("head") == "softmax" for layer in manifest.layers):
+        scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+    chances = np.exp(scores - scores.max())
+    best = int(chances.argmax())
+    return f"{manifest.labels[best]} {chances[best] / chances.sum():.1%}"
+
+
 def _is_index(spec: TensorSpec) -> bool:
     return spec.dtype == "int64" and len(spec.shape) in (2, 3)
 

@@ -66,7 +66,8 @@ def run(
     """Run a compiled model on a file or a text.
 
     Inputs have a time axis; the state starts from zero. For text, prints the perplexity and the tokens that
-    are likeliest next; of a model that gives indices, how often the next token was among them.
+    are likeliest next; of a model that gives indices, how often the next token was among them. Of a classifier, each
+    line is a text by itself, and its label is printed.
 
     Examples: tvm-doping run bundles/small --text "the company said"
 
@@ -91,7 +92,8 @@ def run(
             results = _run_arrays(session, inputs)
         else:
             words = text if inputs is None else _read_text(inputs)
-            results = _run_text(session, words or "", keep=out is not None)
+            read = _run_lines if session.bundle.manifest.labels else _run_text
+            results = read(session, words or "", keep=out is not None)
         _tell_target(session)
         if out is not None:
             _write(out, results, session)
@@ -139,6 +141,23 @@ def _run_text(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarra
     words = (f"{decode(i, session.bundle.vocabulary)!r}{note}" for i, note in predictions.next())
     screen.print(f"next: {', '.join(words)}", markup=False)
     return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if kept else {}
+
+
+def _run_lines(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarray]:
+    """Feed each line by itself, and print its label."""
+    import numpy as np
+
+    from tvm_doping.cli.predictions import label_of
+    from tvm_doping.text import encode
+
+    manifest, kept = session.bundle.manifest, []
+    for line in filter(str.strip, text.splitlines() or [text]):
+        tokens = encode(line, session.bundle.vocabulary, manifest.tokens)[:, None]
+        session.reset()
+        named = _named(session, session.run(tokens.astype(manifest.inputs[0].dtype)))
+        console().print(label_of(list(named.values()), manifest), markup=False)
+        kept.append(named)
+    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if keep and kept else {}
 
 
 def _named(session: Session, results: np.ndarray | tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:

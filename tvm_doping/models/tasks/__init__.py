@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from tvm_doping.models.tasks.intent import IntentDetection
 from tvm_doping.models.tasks.language_model import LanguageModelling
 from tvm_doping.models.tasks.protocol import Task
 
 # One row makes a task known to recipes, to the training loop and to `load_model`.
-TaskName = Literal["language_model"]
-TASKS: dict[str, Task[Any]] = {"language_model": LanguageModelling()}
+TaskName = Literal["language_model", "intent"]
+TASKS: dict[str, Task[Any]] = {"language_model": LanguageModelling(), "intent": IntentDetection()}
 
 __all__ = ["TASKS", "Task", "TaskName"]
