@@ -40,54 +40,48 @@ def beam_search(
     done = np.zeros(sentences, bool)
     for length in range(1, longest + 1):
         logits = step(tokens.ravel(), (rows * width + parents).ravel())
-        total = scores[..., None] + _log_softmax(logits).reshape(sentences, width, -1)
-        size = total.shape[2]
-        _finish(total, taken, end, length, penalty, done, best_score, best)
-        total[..., end] = -np.inf
-        chosen = _largest(total.reshape(sentences, -1), width)
-        scores = np.take_along_axis(total.reshape(sentences, -1), chosen, 1)
-        parents, tokens = chosen // size, chosen % size
+        # one more than the beam is wide: the end may be among them
+        words, values = _likeliest(logits, width + 1)
+        each = words.shape[1]
+        words, total = words.reshape(sentences, -1), (scores.ravel()[:, None] + values).reshape(sentences, -1)
+        leading = _largest(total, width)
+        for index, rank in np.argwhere((np.take_along_axis(words, leading, 1) == end) & ~done[:, None]):
+            ended = leading[index, rank]
+            score = total[index, ended] / _norm(length, penalty)
+            if score > best_score[index]:
+                best_score[index], best[index] = score, taken[index, ended // each].tolist()
+        total[words == end] = -np.inf
+        chosen = _largest(total, width)
+        scores, tokens = np.take_along_axis(total, chosen, 1), np.take_along_axis(words, chosen, 1)
+        parents = chosen // each
         taken = np.concatenate([taken[rows, parents], tokens[..., None]], 2)
         done |= best_score >= scores[:, 0] / _norm(longest, penalty)
         if done.all():
             break
     for index in np.flatnonzero(~done):
-        if scores[index, 0] / _norm(longest, penalty) > best_score[index]:
-            best[index] = taken[index, 0].tolist()
+        best[index] = taken[index, 0].tolist()  # it still beats what has ended
     return best
 
 
-def _finish(
-    total: np.ndarray,
-    taken: np.ndarray,
-    end: int,
-    length: int,
-    penalty: float,
-    done: np.ndarray,
-    best_score: np.ndarray,
-    best: list[list[int]],
-) -> None:
-    """Keep, of each sentence that is not done, the best sequence that ends here."""
-    width, size = total.shape[1:]
-    leading = _largest(total.reshape(len(total), -1), width)
-    for index, rank in np.argwhere((leading % size == end) & ~done[:, None]):
-        beam = leading[index, rank] // size
-        score = total[index, beam, end] / _norm(length, penalty)
-        if score > best_score[index]:
-            best_score[index], best[index] = score, taken[index, beam].tolist()
+def longest_of(length: int) -> int:
+    """How many tokens the translation of a source of so many may have, its end among them."""
+    return 2 * length + 10
 
 
 def _norm(length: int, penalty: float) -> float:
     return ((5 + length) / 6) ** penalty
 
 
+def _likeliest(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, their log probabilities) of the `count` largest logits of each row, in no order."""
+    size = logits.shape[1]
+    words = np.argpartition(logits, max(size - count, 0), axis=1)[:, -count:]
+    largest = logits.max(1, keepdims=True)
+    normaliser = np.log(np.exp(logits - largest).sum(1, keepdims=True, dtype=np.float64)) + largest
+    return words, np.take_along_axis(logits, words, 1) - normaliser
+
+
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
     """The columns of the largest of each row, largest first."""
-    some = np.argpartition(-values, min(count, values.shape[1] - 1), axis=1)[:, :count]
-    order = np.lexsort((some, -np.take_along_axis(values, some, 1)), axis=1)
-    return np.take_along_axis(some, order, 1)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    order: np.ndarray = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return order

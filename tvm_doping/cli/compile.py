@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvm_doping.cli.show import console, settings
-from tvm_doping.errors import InvalidInput
+from tvm_doping.errors import DopingError, InvalidInput
 
 if TYPE_CHECKING:
     from tvm_doping.targets import Target
@@ -131,7 +131,7 @@ def compile(
     """Compile a trained model into a bundle, or into C.
 
     Its outputs are checked against PyTorch. A bundle is a folder that loads in a moment, without PyTorch and
-    without TVM's compiler; deploy it by copying.
+    without TVM's compiler; deploy it by copying. Of a translator it is a folder of two bundles, for `tvm-doping run`.
 
     Example: tvm-doping compile runs/small --out bundles/small
 
@@ -152,6 +152,25 @@ def compile(
         use_factory(factory)
     if head is not None:
         Head.parse(head)  # before what takes seconds
+    if _is_translator(run):
+        if runtime != "tvm" or head is not None:
+            raise InvalidInput(
+                f"{run}, a translator", "--runtime tvm and no --head", "another", "Leave them out."
+            )
+        _compile_translator(
+            run,
+            machines,
+            out,
+            {
+                "threads": threads,
+                "dump": dump,
+                "precision": precision,
+                "force": forced or None,
+                "records": records,
+                "tolerance": tolerance,
+            },
+        )
+        return
     if runtime != "tvm":
         _check_c(runtime, machines, threads)
         _compile_c(
@@ -199,6 +218,30 @@ def compile(
     saved = bundle.save(out)
     show_bundle(bundle, screen)
     screen.print(f"compiled and checked in {seconds:.1f} s -> {saved}")
+
+
+def _is_translator(run: Path) -> bool:
+    """Whether a run folder holds a translator; what is wrong with the folder is told where it is read."""
+    from tvm_doping.checkpoint import read_config
+
+    try:
+        return bool(read_config(run).get("task") == "translation")
+    except (DopingError, OSError, ValueError):
+        return False
+
+
+def _compile_translator(run: Path, machines: Sequence[Target], out: Path, options: dict[str, Any]) -> None:
+    from tvm_doping.build_translator import compile_translator
+    from tvm_doping.cli.inspect import show_bundle
+
+    screen = console()
+    screen.print(f"compiling {run}, a translator, for {', '.join(machine.name for machine in machines)}")
+    start = time.perf_counter()
+    bundles = compile_translator(run, out, target=list(machines), **options)
+    for bundle in bundles.values():
+        show_bundle(bundle, screen)
+    seconds = time.perf_counter() - start
+    screen.print(f"compiled and checked in {seconds:.1f} s -> {out}")
 
 
 def _check_c(runtime: str, machines: Sequence[Target], threads: int) -> None:

@@ -24,7 +24,7 @@ def run(
         Path | None,
         typer.Argument(
             help="A .npy file (models of one input), a .npz file (inputs by name, state as state.NAME), "
-            "or for language models a text file.",
+            "or for language models and translators a text file.",
             metavar="INPUT",
             show_default=False,
         ),
@@ -32,7 +32,9 @@ def run(
     text: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="Text for a language model, instead of a file.", show_default=False
+            metavar="TEXT",
+            help="Text for a language model or a translator, instead of a file.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -72,6 +74,8 @@ def run(
     Examples: tvm-doping run bundles/small --text "the company said"
 
     tvm-doping run bundles/speech frames.npy --out scores.npz
+
+    tvm-doping run bundles/mt --text "two dogs run ."
     """
     from tvm_doping.errors import InvalidInput
     from tvm_doping.runtime import load
@@ -87,6 +91,13 @@ def run(
         raise InvalidInput("--out", "a file that ends in .npy or .npz", str(out), "Name it that way.")
     if inputs is not None and not inputs.exists():
         raise InvalidInput(str(inputs), "a file of inputs", "no such file", "Check its path.")
+    if (bundle / "translator.json").is_file():
+        if out is not None:
+            raise InvalidInput(
+                "--out", "none for a translator, which prints", str(out), "Redirect its output."
+            )
+        _translate(bundle, text if inputs is None else _read_text(inputs), target, threads, verify)
+        return
     with load(bundle, target=target, threads=threads, verify=verify) as session:
         if inputs is not None and inputs.suffix in (".npy", ".npz"):
             results = _run_arrays(session, inputs)
@@ -98,6 +109,18 @@ def run(
         if out is not None:
             _write(out, results, session)
             console().print(f"-> {out}")
+
+
+def _translate(folder: Path, text: str | None, target: str, threads: int | None, verify: bool) -> None:
+    """Print the translation of each line."""
+    from tvm_doping.translating import TranslatorSession
+
+    with TranslatorSession(folder, target=target, threads=threads) as translator:
+        if verify:
+            translator.verify()
+        for line in (text or "").splitlines():
+            (translation,) = translator.translate([line])
+            typer.echo(translation)
 
 
 def _tell_target(session: Session) -> None:

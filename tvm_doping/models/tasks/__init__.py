@@ -7,9 +7,14 @@ from typing import Any, Literal
 from tvm_doping.models.tasks.intent import IntentDetection
 from tvm_doping.models.tasks.language_model import LanguageModelling
 from tvm_doping.models.tasks.protocol import Task
+from tvm_doping.models.tasks.translation import Translation
 
 # One row makes a task known to recipes, to the training loop and to `load_model`.
-TaskName = Literal["language_model", "intent"]
-TASKS: dict[str, Task[Any]] = {"language_model": LanguageModelling(), "intent": IntentDetection()}
+TaskName = Literal["language_model", "intent", "translation"]
+TASKS: dict[str, Task[Any]] = {
+    "language_model": LanguageModelling(),
+    "intent": IntentDetection(),
+    "translation": Translation(),
+}
 
 __all__ = ["TASKS", "Task", "TaskName"]

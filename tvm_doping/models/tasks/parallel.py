@@ -88,16 +88,20 @@ def sample() -> ParallelCorpus:
     return _corpus(texts, 150)
 
 
-def batches(pairs: Pairs, size: int, seed: int | None = None) -> list[Batch]:
+def batches(
+    pairs: Pairs, size: int, seed: int | tuple[int, ...] | None = None, multiple: int = 1
+) -> list[Batch]:
     """(source (S, N), target with its start (T, N), target with its end (T, N)), N at most `size`, int64.
 
     All sources of a batch have the same length; shorter targets end in IGNORED. With a seed, which sentences meet in a batch and
-    the order of the batches are drawn from it; without, they stand in order of length.
+    the order of the batches are drawn from it; without, they stand in order of length. N is a multiple of `multiple`: of each
+    length, the sentences that are too many are left out.
     """
     random = np.random.default_rng(seed)
     order = np.arange(len(pairs.source)) if seed is None else random.permutation(len(pairs.source))
     found = []
     for group in by_length([pairs.source[index] for index in order]).values():
+        group = group[: len(group) // multiple * multiple]
         # targets of like length together: less of a batch is padding
         rows = sorted((int(order[index]) for index in group), key=lambda row: len(pairs.target[row]))
         found += [rows[begin : begin + size] for begin in range(0, len(rows), size)]

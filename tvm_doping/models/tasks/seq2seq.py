@@ -16,7 +16,8 @@ class Translator(nn.Module):
     """logits = decoder(previous target tokens, *encoder(source tokens)), time first.
 
     source_vocab, target_vocab, embedding, hidden: sizes V, V', E, H; layers: LSTM layers of the encoder, and of the decoder;
-    dropout: between all of these (training only); tied: the output layer uses the decoder's embedding (needs E = H).
+    dropout: between all of these (training only); tied: the output layer uses the decoder's embedding (needs E = H); smoothing:
+    of the labels, in training; beam, penalty: how translations are searched for (see `beam.beam_search`).
 
     All sentences of a batch have the same source length S: nothing is padded on that side, so that neither the backward LSTM
     nor the attention needs a mask, and a sentence's translation does not depend on its neighbours.
@@ -31,8 +32,12 @@ class Translator(nn.Module):
         layers: int = 2,
         dropout: float = 0.0,
         tied: bool = False,
+        smoothing: float = 0.0,
+        beam: int = 5,
+        penalty: float = 0.6,
     ) -> None:
         super().__init__()
+        self.smoothing, self.beam, self.penalty = smoothing, beam, penalty
         sizes = (source_vocab, target_vocab, embedding, hidden, layers)
         if min(sizes) < 1 or hidden % 2 or not 0 <= dropout < 1:
             raise InvalidInput(
