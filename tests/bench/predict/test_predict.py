@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.bench.predict.conftest import TOOLS, needs
+from tvm_doping import schedules
 from tvm_doping.bench import predict, variants
 from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.predict import model, program, validate
@@ -57,6 +59,18 @@ def test_loops_run_as_often_as_the_packed_data_says(tmp_path: Path) -> None:
         assert int(np.dot(executed, each)) == 2 * int(kernel.arguments[name][-1])
         checked += 1
     assert checked == 4  # two layers, two products
+
+
+def test_the_plans_are_those_of_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(*weights: Any, **options: Any) -> Any:
+        asked.append(options["steps"])
+        return schedules.choose_lstm(*weights, **options)
+
+    monkeypatch.setattr("tvm_doping.bench.predict.subject.schedules", SimpleNamespace(choose_lstm=choose))
+    kernels_of(doped(64), resolve("cortex-a72"), steps=35, batch=1)
+    assert asked == [35, 35]
 
 
 @pytest.mark.parametrize("target", list(TOOLS))

@@ -49,6 +49,7 @@ def kernels_of(
             reverse=False,
             target=target,
             batch=batch,
+            steps=steps,
             precision=precision,
             force={"format": format} if format not in (None, "dense") else None,
         )
