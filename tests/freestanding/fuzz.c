@@ -74,7 +74,7 @@ int main(int count, char **words)
             int damaged = !below(3);
 
             memcpy(bad + offset, weights, LM_WEIGHTS_SIZE);
-            if (damaged) bad[offset + below(32)] ^= (unsigned char)(1 + below(255));
+            if (damaged) bad[offset + (below(2) ? below(32) : 64 + below(LM_WEIGHTS_SIZE - 64))] ^= (unsigned char)(1 + below(255));
             if (!offset && !damaged && length == LM_WEIGHTS_SIZE)
                 error = lm_init(below(16) ? &made : NULL, below(16) ? memory[which] : NULL, size, weights, length);
             else {

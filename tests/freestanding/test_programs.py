@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import tvm_doping
@@ -17,6 +22,7 @@ from tests.freestanding.conftest import Both, Sequences, Timeless, language_mode
 from tvm_doping import checkpoint, cli, models, targets
 from tvm_doping.errors import BundleError, InvalidInput, UnsupportedModel
 from tvm_doping.freestanding.report import Report, read_report
+from tvm_doping.freestanding.source import fill
 from tvm_doping.models import LanguageModel
 
 HERE = "x86-64-v2"
@@ -59,12 +65,56 @@ def test_models(model: nn.Module, options: dict[str, Any], tmp_path: Path) -> No
     assert "all as PyTorch gave it" in said
 
 
-def test_it_is_the_same_on_an_emulated_arm_core(tmp_path: Path) -> None:
-    tool("aarch64-linux-gnu-gcc"), tool("qemu-aarch64-static")
-    made = tvm_doping.compile_c(language_model(), "cortex-a72", head="argmax")
-    said = make(made.save(tmp_path / "arm"), "check", "measure")
-    assert "all as PyTorch gave it" in said
-    assert _stack(said) <= made.report.sizes.frame + 512
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("cortex-a72", {"head": "argmax"}),
+        ("cortex-a76", {"precision": "fp16", "batch": 4, "weights": "file"}),
+    ],
+    ids=["cortex-a72", "cortex-a76"],
+)
+def test_it_is_the_same_on_an_emulated_arm_core(target: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """By GCC and Clang, the program and one in C++, which give the same."""
+    run = f"RUN={tool('qemu-aarch64-static')} -cpu {target} -L /usr/aarch64-linux-gnu"
+    made = tvm_doping.compile_c(language_model(), target, prefix="lm", **options)
+    folder = made.save(tmp_path / "arm")
+    for compiler in (tool("aarch64-linux-gnu-gcc"), f"{tool('clang')} --target=aarch64-linux-gnu"):
+        make(folder, "clean")
+        said = make(folder, "check", "measure", run, f"CC={compiler}", "CFLAGS=-O2 -pedantic")
+        assert "all as PyTorch gave it" in said
+        assert _stack(said) <= made.report.sizes.frame + 512
+    assert _vectors(folder / "kernels.o")
+    strict = ["-std=c++11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-static", f"-I{folder}"]
+    (tmp_path / "program.cc").write_text(CPP)
+    command = [
+        tool("aarch64-linux-gnu-g++"),
+        *strict,
+        str(tmp_path / "program.cc"),
+        str(folder / "liblm.a"),
+        "-lm",
+    ]
+    subprocess.run([*command, "-o", str(tmp_path / "program")], check=True)
+    emulated = ["qemu-aarch64-static", "-cpu", target, str(tmp_path / "program")]
+    assert subprocess.run(emulated, capture_output=True, text=True, check=True).stdout == "no error\n"
+
+
+CPP = """
+#include "lm.h"
+#include <cstdio>
+
+int main()
+{
+    return std::puts(lm_error_text(lm_reset(nullptr) == LM_ERROR_NULL ? LM_OK : LM_ERROR_NULL)) < 0;
+}
+"""
+
+
+def _vectors(kernels: Path) -> bool:
+    """Whether code for Arm multiplies and adds four floats at once."""
+    done = subprocess.run(
+        ["aarch64-linux-gnu-objdump", "-d", str(kernels)], capture_output=True, text=True, check=True
+    )
+    return bool(re.search(r"\tfmla\tv\d+\.4s", done.stdout))
 
 
 def test_what_it_says_of_its_size_is_so(folder: Path) -> None:
@@ -169,14 +219,44 @@ def test_from_cpp_in_threads_and_with_mistakes(folder: Path, tmp_path: Path, fla
 def test_a_file_of_weights_is_checked(tmp_path: Path) -> None:
     made = tvm_doping.compile_c(Sequences(), HERE, prefix="seq", weights="file", max_steps=2)
     folder = made.save(tmp_path / "c")
-    weights = bytearray((folder / "weights.bin").read_bytes())
-    weights[3] ^= 1
-    (folder / "weights.bin").write_bytes(weights)
-    make(folder, f"CC={tool('gcc')}")
-    done = subprocess.run([str(folder / "seq"), str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "not the weights of this model" in done.stderr
+    sound = (folder / "weights.bin").read_bytes()
+    make(folder, "check", f"CC={tool('gcc')}")
+    for place in (3, 64, len(sound) // 2, len(sound) - 1):
+        weights = bytearray(sound)
+        weights[place] ^= 1
+        (folder / "weights.bin").write_bytes(weights)
+        done = subprocess.run([str(folder / "seq"), str(folder)], capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "not the weights of this model" in done.stderr
     with pytest.raises(BundleError, match=r"weights\.bin.*other contents"):
         read_report(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.binary(max_size=300))
+def test_the_digest_is_sha256(content: bytes, digest: Callable[[bytes, bytes], int]) -> None:
+    right = hashlib.sha256(content).digest()
+    assert digest(content, right)
+    assert not digest(content, right[:-1] + bytes([right[-1] ^ 1]))
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes, bytes], int]:
+    """The C function alone."""
+    folder = tmp_path_factory.mktemp("digest")
+    text = "#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n" + fill("digest.c")
+    (folder / "digest.c").write_text(text.replace("static int has_digest", "int has_digest"))
+    command = [
+        tool("gcc"),
+        "-O1",
+        "-shared",
+        "-fPIC",
+        str(folder / "digest.c"),
+        "-o",
+        str(folder / "digest.so"),
+    ]
+    subprocess.run(command, check=True)
+    function = ctypes.CDLL(str(folder / "digest.so")).has_digest
+    return lambda content, wanted: function(content, ctypes.c_size_t(len(content)), wanted)
 
 
 def test_a_golden_value_that_differs_fails(folder: Path) -> None:

@@ -209,14 +209,16 @@ class Source:
         digits = ", ".join(f"0x{byte:02x}" for byte in self._weights_id())
         return (
             "/* The first bytes of weights.bin: the sha256 of the rest. */\n"
-            f"static const unsigned char WEIGHTS_ID[32] = {{\n    {digits}}};\n\n"
+            f"static const unsigned char WEIGHTS_ID[32] = {{\n    {digits}}};\n\n{fill('digest.c')}"
         )
 
     def _weights_check(self) -> str:
         upper = self.prefix.upper()
         return (
             f"    if (weights_size != {upper}_WEIGHTS_SIZE || (uintptr_t)weights % ALIGNMENT ||\n"
-            f"        memcmp(weights, WEIGHTS_ID, sizeof WEIGHTS_ID))\n        return {upper}_ERROR_WEIGHTS;\n"
+            f"        memcmp(weights, WEIGHTS_ID, sizeof WEIGHTS_ID) ||\n"
+            f"        !has_digest((const unsigned char *)weights + 64, weights_size - 64, WEIGHTS_ID))\n"
+            f"        return {upper}_ERROR_WEIGHTS;\n"
         )
 
     def _check_cpu(self) -> str:
