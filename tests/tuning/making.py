@@ -34,9 +34,11 @@ def small(hidden: int = 32) -> Small:
 
 
 @lru_cache
-def tasks(batch: int = 1, precision: str = "exact", threads: int = 1) -> tuple[Task, ...]:
+def tasks(
+    batch: int = 1, precision: str = "exact", threads: int = 1, target: str = "auto"
+) -> tuple[Task, ...]:
     context = Context(
-        target=targets.resolve("auto"),
+        target=targets.resolve(target),
         batch=batch,
         precision=precision,  # type: ignore[arg-type]
         threads=threads,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,66 +14,13 @@ import psutil
 import pytest
 from tvm import rpc
 
+from tests.tuning.farm import KEY, Farm
 from tests.tuning.test_workers import TARGET, TASK
 from tvm_doping.tuning import tune, worker
 from tvm_doping.tuning.measure import Job
 from tvm_doping.tuning.workers import Workers
 
 pytestmark = pytest.mark.slow
-KEY = "box"
-
-
-class Farm:
-    """A tracker and two servers, as docs/tuning.md starts them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tracker = self._start("tracker")
-        self.port = self._port(self.tracker)
-        at = ("--tracker", f"127.0.0.1:{self.port}", "--key", KEY)
-        self.servers = [self._start("server", *at) for _ in range(2)]
-        self.wait(2)
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        for process in (*self.servers, self.tracker):
-            if process.poll() is None:
-                for each in (
-                    *psutil.Process(process.pid).children(recursive=True),
-                    psutil.Process(process.pid),
-                ):
-                    each.kill()
-            process.wait()
-
-    def _start(self, verb: str, *more: str) -> Any:
-        command = [sys.executable, "-m", "tvm_doping", "farm", verb, *more]
-        log = open(self.folder / f"{verb}-{time.monotonic_ns()}.log", "w")  # noqa: SIM115
-        process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
-        log.close()
-        return process
-
-    def _port(self, process: Any) -> int:
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
-                for connection in each.net_connections("tcp"):
-                    if connection.status == "LISTEN":
-                        assert connection.laddr.ip == "127.0.0.1"
-                        return int(connection.laddr.port)
-            time.sleep(0.2)
-        raise AssertionError("the tracker does not listen")
-
-    def wait(self, count: int) -> None:
-        end = time.monotonic() + 180
-        while time.monotonic() < end:
-            known = rpc.connect_tracker("127.0.0.1", self.port).summary()["queue_info"].get(KEY, {})
-            if known.get("free", 0) >= count:
-                return
-            time.sleep(0.5)
-        raise AssertionError("the servers do not register")
 
 
 @pytest.fixture(scope="module")

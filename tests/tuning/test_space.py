@@ -22,12 +22,25 @@ TARGET = targets.resolve("auto")
 
 def spaces() -> list[Space]:
     given = [*tasks(), *tasks(batch=20), *tasks(precision="fp16"), *tasks(threads=2)]
-    return [space_of(task, TARGET) for task in given]
+    return [*(space_of(task, TARGET) for task in given), *arm_spaces()]
+
+
+def arm_spaces() -> list[Space]:
+    machine = targets.resolve("cortex-a72")
+    return [space_of(task, machine) for task in tasks(target="cortex-a72")]
 
 
 def test_layers_that_are_alike_are_one_task() -> None:
     assert sorted(task.names for task in tasks()) == [("output",), ("rnn.l0", "rnn.l1")]
     assert {task.operation for task in tasks()} == {"lstm", "linear"}
+
+
+def test_for_tiles_of_two_vectors_of_steps_the_predicted_choice_comes_back_whole() -> None:
+    for space in arm_spaces():
+        chosen = start(space)
+        decisions = space.decisions(chosen)
+        assert chosen.numbers.steps == 2 * chosen.numbers.lanes
+        assert decisions is not None and space.choice(decisions) == chosen
 
 
 def test_the_predicted_choice_is_among_the_candidates() -> None:

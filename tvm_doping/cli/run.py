@@ -13,6 +13,7 @@ from tvm_doping.cli.show import console, shape
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvm_doping.remote import RemoteSession
     from tvm_doping.runtime import Session
 
 _CHUNK = 256  # time steps at once: a text's logits, T x vocabulary, need not all fit in memory
@@ -64,6 +65,18 @@ def run(
     verify: Annotated[
         bool, typer.Option("--verify", help="First run the bundle's golden input and compare.")
     ] = False,
+    tracker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Run it on a device that this RPC tracker lends (`farm --help`), not here.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="K", help="Key that the device is registered as.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a compiled model on a file or a text.
 
@@ -78,7 +91,6 @@ def run(
     tvm-doping run bundles/mt --text "two dogs run ."
     """
     from tvm_doping.errors import InvalidInput
-    from tvm_doping.runtime import load
 
     if (inputs is None) == (text is None):
         raise InvalidInput(
@@ -91,14 +103,18 @@ def run(
         raise InvalidInput("--out", "a file that ends in .npy or .npz", str(out), "Name it that way.")
     if inputs is not None and not inputs.exists():
         raise InvalidInput(str(inputs), "a file of inputs", "no such file", "Check its path.")
+    if (tracker is None) != (key is None) or (tracker is not None and threads is not None):
+        raise InvalidInput(
+            "--tracker", "--key beside it, and no --threads", "another choice", "Say --tracker H:P --key K."
+        )
     if (bundle / "translator.json").is_file():
-        if out is not None:
-            raise InvalidInput(
-                "--out", "none for a translator, which prints", str(out), "Redirect its output."
-            )
+        for option, value in (("--out", out), ("--tracker", tracker)):
+            if value is not None:
+                needs = "none for a translator, which runs here and prints"
+                raise InvalidInput(option, needs, str(value), "Leave it out.")
         _translate(bundle, text if inputs is None else _read_text(inputs), target, threads, verify)
         return
-    with load(bundle, target=target, threads=threads, verify=verify) as session:
+    with _opened(bundle, target, threads, verify, tracker, key) as session:
         if inputs is not None and inputs.suffix in (".npy", ".npz"):
             results = _run_arrays(session, inputs)
         else:
@@ -123,12 +139,24 @@ def _translate(folder: Path, text: str | None, target: str, threads: int | None,
             typer.echo(translation)
 
 
-def _tell_target(session: Session) -> None:
+def _opened(
+    bundle: Path, target: str, threads: int | None, verify: bool, tracker: str | None, key: str | None
+) -> Session | RemoteSession:
+    from tvm_doping.runtime import load
+
+    if tracker is None or key is None:
+        return load(bundle, target=target, threads=threads, verify=verify)
+    from tvm_doping.remote import load_remote  # loads the whole of TVM, which takes seconds
+
+    return load_remote(bundle, tracker=tracker, key=key, target=target, verify=verify)
+
+
+def _tell_target(session: Session | RemoteSession) -> None:
     of = session.bundle.targets
     console().print(f"by the code for {session.target}" + (f" (of {', '.join(of)})" if len(of) > 1 else ""))
 
 
-def _run_arrays(session: Session, path: Path) -> dict[str, np.ndarray]:
+def _run_arrays(session: Session | RemoteSession, path: Path) -> dict[str, np.ndarray]:
     specs = session.bundle.manifest.inputs
     arrays, state = _read_arrays(path, [spec.name for spec in specs])
     if state:
@@ -141,7 +169,7 @@ def _run_arrays(session: Session, path: Path) -> dict[str, np.ndarray]:
     return named
 
 
-def _run_text(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarray]:
+def _run_text(session: Session | RemoteSession, text: str, *, keep: bool) -> dict[str, np.ndarray]:
     """Feed the text token by token, and print what the outputs say of it."""
     import numpy as np
 
@@ -166,7 +194,7 @@ def _run_text(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarra
     return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if kept else {}
 
 
-def _run_lines(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarray]:
+def _run_lines(session: Session | RemoteSession, text: str, *, keep: bool) -> dict[str, np.ndarray]:
     """Feed each line by itself, and print its label."""
     import numpy as np
 
@@ -183,7 +211,9 @@ def _run_lines(session: Session, text: str, *, keep: bool) -> dict[str, np.ndarr
     return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]} if keep and kept else {}
 
 
-def _named(session: Session, results: np.ndarray | tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+def _named(
+    session: Session | RemoteSession, results: np.ndarray | tuple[np.ndarray, ...]
+) -> dict[str, np.ndarray]:
     arrays = results if isinstance(results, tuple) else (results,)
     return {spec.name: array for spec, array in zip(session.bundle.manifest.outputs, arrays, strict=True)}
 
@@ -232,7 +262,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _write(path: Path, results: dict[str, np.ndarray], session: Session) -> None:
+def _write(path: Path, results: dict[str, np.ndarray], session: Session | RemoteSession) -> None:
     """Write the outputs under a temporary name, then in place: a reader never sees half a file."""
     import os
 

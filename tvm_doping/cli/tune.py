@@ -87,7 +87,9 @@ def tune(
     cpu: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="How records call the CPU of the tracker's devices.", show_default=False
+            metavar="NAME",
+            help="How records call the CPU of the tracker's devices.  [default: the key]",
+            show_default=False,
         ),
     ] = None,
     cores: Annotated[

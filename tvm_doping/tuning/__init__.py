@@ -70,7 +70,7 @@ def tune(
     strategy   "xgboost"; "evolutionary", the same without a cost model; "random"; "exhaustive", all there are;
     timeout    seconds for a candidate: what takes longer is recorded and skipped;
     only       a regular expression that the names of the layers to tune match;
-    tracker    "HOST:PORT" of an RPC tracker that lends devices registered as `key`, and cpu: what to call their CPU;
+    tracker    "HOST:PORT" of an RPC tracker that lends devices registered as `key`, and cpu: what to call their CPU (the key);
     cores      to time on (default: the last ones this process may use, one a thread);
     lock       a file that is held while timing, against other jobs on this machine.
 
@@ -89,7 +89,7 @@ def tune(
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         device = Device(
             target=machine.name,
-            cpu=cpu or cpu_name(),
+            cpu=cpu or (cpu_name() if tracker is None else str(key)),
             cores=machine.cores,
             l1=machine.l1,
             l2=machine.l2,

@@ -9,6 +9,7 @@ import numpy as np
 
 from tvm_doping._tvm import tvm
 from tvm_doping.arrays import aligned_copy
+from tvm_doping.remote import borrow
 
 _SESSION = 120  # seconds that a machine is lent for one candidate
 
@@ -42,11 +43,8 @@ class Remote:
     """A machine of "HOST:PORT KEY": TVM's tracker at HOST:PORT waits for one registered as KEY, and lends it."""
 
     def __init__(self, tracker: str) -> None:
-        from tvm import rpc
-
         address, key = tracker.split(" ", 1)
-        host, port = address.rsplit(":", 1)
-        self.session = rpc.connect_tracker(host, int(port)).request(key, session_timeout=_SESSION)
+        self.session = borrow(address, key, _SESSION)
         self.where = self.session.cpu()
         self.loaded: dict[Path, Any] = {}
 

@@ -70,11 +70,12 @@ class Space:
         registers = int(self.task.plan.config.registers * values["registers"])
         tile, steps = lanes * values["tile"], lanes * values["steps"]
 
-        def worth(least: Sequence[int], vectors: int) -> int:
-            """The remainder that pays a padded tile: that of one vector, times the vectors."""
-            return min(max(2, max(least) * vectors), lanes * vectors)
+        def worth(least: Sequence[int], vectors: int, of: int = 1) -> int:
+            """The remainder that pays a padded tile, of what pays one of so many vectors: the same part of it."""
+            return min(max(2, -(-max(least) * vectors // of)), lanes * vectors)
 
         configs = {p: predicted[p].config for p in products}
+        first = configs[products[0]]
         return Choice(
             ways=ways,
             numbers=Numbers(
@@ -83,7 +84,9 @@ class Space:
                 tile=tile,
                 tile_from=worth([c.tile_from for c in configs.values()], values["tile"]) if tile else 0,
                 steps=steps,
-                steps_from=worth([configs[products[0]].steps_from], values["steps"]) if steps else 0,
+                steps_from=worth([first.steps_from], values["steps"], first.steps // first.lanes or 1)
+                if steps
+                else 0,
                 shared=values["shared"],
             ),
         )

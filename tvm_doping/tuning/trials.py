@@ -77,7 +77,9 @@ class Trials:
         self.scores: dict[
             str, float
         ] = {}  # a choice as JSON -> its time over that of the cost model's choice
-        self.decisions: list[list[int]] = []  # of each candidate measured, where the space holds it
+        self.decisions: list[
+            tuple[list[int], float]
+        ] = []  # of each candidate measured, where the space holds it
         self.before = 0
         self.undisturbed: dict[int, float] = {}  # the least times of the cost model's choice, by T
 
@@ -116,7 +118,7 @@ class Trials:
                 strategy=strategy,
                 seed=seed,
             )
-            search.know(self.decisions, [self._seconds(self.space.choice(d)) for d in self.decisions])
+            search.know([d for d, _ in self.decisions], [1e-6 * score for _, score in self.decisions])
         rng = np.random.default_rng(seed)
         while len(self.scores) < budget.trials and time.monotonic() < budget.end:
             some = budget.trials - len(self.scores)
@@ -232,7 +234,7 @@ class Trials:
         text = choice.model_dump_json()
         if text not in self.scores:
             decisions = self.space.decisions(choice)
-            self.decisions += [] if decisions is None else [decisions]
+            self.decisions += [] if decisions is None else [(decisions, score)]
         self.scores[text] = score
 
     def _seconds(self, choice: Choice) -> float:
