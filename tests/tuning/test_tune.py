@@ -50,6 +50,21 @@ def test_a_job_records_the_fastest_and_compile_uses_it(
     assert [entry.name for entry in (tmp_path / "log").iterdir() if entry.is_dir()] == []
 
 
+@pytest.mark.slow
+def test_for_two_threads(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "threads": 2,
+        "only": "rnn",
+        "log": tmp_path / "log",
+        "records": tmp_path / "r",
+    }
+    (path,) = tune(small(), trials=4, jobs=1, **options)
+    (record,) = read(path).records
+    assert record.key.threads == 2 and not [line for line in lines(tmp_path / "log") if "error" in line]
+    manifest = tvm_doping.compile(small(), threads=2, records=tmp_path / "r").manifest
+    assert "best of 4" in manifest.records[0] and not tvm_doping.compile(small()).manifest.records
+
+
 def test_what_cannot_be_is_refused_before_anything_runs(tmp_path: Path) -> None:
     options: dict[str, Any] = {"log": tmp_path}
     for wrong in (

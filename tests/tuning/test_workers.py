@@ -70,8 +70,10 @@ def test_what_fails_is_told_and_the_worker_goes_on(workers: Workers, weights: Pa
     assert "us" in only(workers, request(weights))
 
 
-def _hung(workers: Workers, weights: Path, tmp_path: Path, kill: Any) -> dict[str, Any]:
-    """The reply of a candidate that waits for a lock, once `kill(worker, child)` was called."""
+def _disturbed(
+    workers: Workers, weights: Path, tmp_path: Path, kill: Any, timeout: float = 120.0
+) -> dict[str, Any]:
+    """The reply of a candidate that is not to be timed before `kill(worker, child)` was called."""
     lock = tmp_path / "lock"
     with open(lock, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -90,14 +92,26 @@ def _hung(workers: Workers, weights: Path, tmp_path: Path, kill: Any) -> dict[st
 
         killer = threading.Thread(target=later)
         killer.start()
-        reply = only(workers, request(weights, locks=(str(lock),)))
+        reply = only(workers, request(weights, timeout, locks=(str(lock),)))
         killer.join()
     return reply
 
 
 def test_a_crash_is_recorded(workers: Workers, weights: Path, tmp_path: Path) -> None:
-    reply = _hung(workers, weights, tmp_path, lambda _, child: os.kill(child, signal.SIGSEGV))
+    reply = _disturbed(workers, weights, tmp_path, lambda _, child: os.kill(child, signal.SIGSEGV))
     assert reply["kind"] == "crash" and "SIGSEGV" in reply["error"] and reply["tries"] == 1
+    assert "us" in only(workers, request(weights))
+
+
+def test_a_candidate_that_hangs_is_recorded_and_gone(workers: Workers, weights: Path, tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def hang(_: int, child: int) -> None:
+        stopped.append(child)
+        os.kill(child, signal.SIGSTOP)
+
+    reply = _disturbed(workers, weights, tmp_path, hang, timeout=5.0)
+    assert reply["kind"] == "time-out" and reply["tries"] == 1 and gone(stopped)
     assert "us" in only(workers, request(weights))
 
 
@@ -122,9 +136,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_candidate_tried_again(
         left.append(child)
         os.kill(parent, signal.SIGKILL)
 
-    reply = _hung(workers, weights, tmp_path, kill)
+    reply = _disturbed(workers, weights, tmp_path, kill)
     assert "us" in reply and reply["tries"] == 2
-    assert _gone(left)
+    assert gone(left)
 
 
 ORPHANS = """
@@ -161,10 +175,10 @@ def test_nothing_is_left_of_a_job_that_is_killed(how: signal.Signals, weights: P
         job.send_signal(how)
         job.wait(30)
         job.stdin.close()
-        assert _gone(left)
+        assert gone(left)
 
 
-def _gone(pids: list[int]) -> bool:
+def gone(pids: list[int]) -> bool:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):

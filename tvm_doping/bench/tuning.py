@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,25 +20,26 @@ from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.machine import describe
 from tvm_doping.bench.subject import outputs_alone
 from tvm_doping.passes import Context
-from tvm_doping.records import Choice
+from tvm_doping.records import Choice, save
 from tvm_doping.records.model import geometric_mean
 from tvm_doping.targets import Target, resolve
-from tvm_doping.tuning import local_job
+from tvm_doping.tuning import device_of, local_job, record_of
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.metaschedule import Search, Strategy, decisions_of
 from tvm_doping.tuning.space import Space, space_of, start
 from tvm_doping.tuning.tasks import tasks_of
-from tvm_doping.tuning.trials import Budget, Trials
+from tvm_doping.tuning.trials import Best, Budget, Trials
 from tvm_doping.tuning.workers import Workers
 
 FORMAT_VERSION = 1
 STRATEGIES: tuple[Strategy, ...] = ("xgboost", "evolutionary", "random")
+Until = Literal["compiled", "timed", "done"]
+UNTIL: tuple[str, ...] = get_args(Until)
 # The reduced space: the packings that differ most, and of registers the ends.
 _WAYS: tuple[tuple[str, dict[str, int]], ...] = (
     ("csr", {"multiple": 1}),
     ("csr", {"multiple": 4}),
     ("sell16", {"window": 0}),
-    ("sell16", {"window": 64}),
     ("perm8", {"multiple": 4, "grouped": 0}),
 )
 _REGISTERS = (1.0, 0.5)
@@ -56,11 +57,16 @@ def run(
     seeds: int = 10,
     target: str = "auto",
     jobs: int = 1,
+    until: Until = "done",
+    records: str | os.PathLike[str] | None = None,
     cores: Sequence[int] | None = None,
     lock: str | os.PathLike[str] | None = None,
     echo: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Measure one cell into out/H-COMPRESSION-BATCH.json, and return it; a measurement that was stopped goes on.
+
+    All candidates are compiled before the first is timed. until: "compiled" or "timed" to do no more than that now, None is then
+    returned and a later call goes on; records: a folder to add the fastest to.
 
     `ratios` has the time of each candidate over that of the predicted choice, `curves` for each strategy the best ratio found
     after each trial, the median of `seeds` searches, over the best there is.
@@ -74,16 +80,26 @@ def run(
         job = local_job(batch, 1, cores, lock, log.folder)
         with Workers(jobs) as workers:
             trials = Trials(space, machine, workers, log, job, timeout=60, echo=echo)
-            trials.run(Budget(trials=space.size), "exhaustive")
+            if not _finals(log, trials):
+                trials.build()
+                if until == "compiled":
+                    return None
+                trials.run(Budget(trials=space.size), "exhaustive")
+        final = _finals(log, trials)[-1]
         measured = [line for line in log.of(trials.id) if "choice" in line]
     finally:
         log.close()
+    if records is not None:
+        best_of = Best.from_line(final, len(measured))
+        save(records, device_of(machine), space.task.operation, [record_of(space.task, best_of)])
+    if until == "timed":
+        return None
     table = {
         Choice.model_validate(line["choice"]).model_dump_json(): geometric_mean(line["ratio"])
         for line in measured
         if "ratio" in line
     }
-    best = _remeasured(table, [line["finalists"] for line in log.of(trials.id) if "finalists" in line][-1])
+    best = _remeasured(table, final["finalists"])
     cell = {
         "format_version": FORMAT_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -93,7 +109,7 @@ def run(
         "batch": batch,
         "candidates": len(table),
         "failed": len(measured) - len(table),
-        "seconds_a_candidate": round(float(np.median([line["seconds"] for line in measured])), 2),
+        "seconds_to_time_a_candidate": round(float(np.median([line["seconds"] for line in measured])), 2),
         "best": min(table, key=lambda text: table[text]),
         "best_ratio": best,
         "ratios": sorted(table.values()),
@@ -102,6 +118,11 @@ def run(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(cell, indent=1))
     return cell
+
+
+def _finals(log: Log, trials: Trials) -> list[dict[str, Any]]:
+    """The lines of final measurements: there is one where the job came to its end."""
+    return [line for line in log.of(trials.id) if "finalists" in line]
 
 
 def _remeasured(table: dict[str, float], finalists: Sequence[tuple[Any, float]]) -> float:

@@ -87,14 +87,7 @@ def tune(
                 "only", "the name of an LSTM or linear layer", repr(only), "Leave it out for all."
             )
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        device = Device(
-            target=machine.name,
-            cpu=cpu or (cpu_name() if tracker is None else str(key)),
-            cores=machine.cores,
-            l1=machine.l1,
-            l2=machine.l2,
-            l3=machine.l3,
-        )
+        device = device_of(machine, cpu or (None if tracker is None else str(key)))
         job = _job(batch, threads, tracker, key, cores, lock, history.folder)
         paths: list[Path] = []
         count = jobs or min(8, max(1, len(usable_cores())))
@@ -112,7 +105,7 @@ def tune(
                 best = run.run(
                     Budget(trials=trials if minutes is None else sys.maxsize, end=share), strategy, seed
                 )
-                paths.append(save(records or own_folder(), device, task.operation, [_record(task, best)]))
+                paths.append(save(records or own_folder(), device, task.operation, [record_of(task, best)]))
                 echo(_said(task, best))
                 shutil.rmtree(run.weights.parent, ignore_errors=True)
         return list(dict.fromkeys(paths))
@@ -189,7 +182,20 @@ def _check(
         )
 
 
-def _record(task: Task, best: Best) -> Record:
+def device_of(machine: Target, cpu: str | None = None) -> Device:
+    """The machine as records name it; cpu: this one's, if left out."""
+    return Device(
+        target=machine.name,
+        cpu=cpu or cpu_name(),
+        cores=machine.cores,
+        l1=machine.l1,
+        l2=machine.l2,
+        l3=machine.l3,
+    )
+
+
+def record_of(task: Task, best: Best) -> Record:
+    """What was found for a task, as it is kept."""
     packages = ("apache-tvm", "numpy")
     return Record(
         key=task.key,

@@ -46,7 +46,7 @@ class Job:
     cores    to time on; empty: wherever the system puts it;
     locks    files that are held while timing, so that one candidate is timed at a time; building: the one that is shared by
              those who build, and held alone by who times;
-    kept     a folder for the library of the first plan, which is in every measurement, or "";
+    kept     a folder for the libraries, so that what is measured again is not compiled again, or "";
     device   "": this machine; "HOST:PORT KEY": one that a tracker lends.
     """
 
@@ -72,6 +72,7 @@ def measure(
     """Microseconds a call of each plan, by T: a sample a round, taken in turns.
 
     A sample of one plan means little without the other's of its round: machines are not always equally fast.
+    With no rounds, plans are compiled and compared alone: their libraries are then there (`Job.kept`) for who times them.
     waiting(True) is called before the wait for locks, waiting(False) after it. known: `typical` of the first plan where nothing
     disturbed it; a measurement in which it takes longer goes on, up to four times as long.
 
@@ -81,7 +82,7 @@ def measure(
         with _held(job.building, fcntl.LOCK_SH):
             plans = [_trimmed(plan, job) for plan in plans]
             kernels = [
-                _build(plan, weights, target, Path(folder) / str(at), job.kept if at == 0 else "")
+                _build(plan, weights, target, Path(job.kept or Path(folder) / str(at)))
                 for at, plan in enumerate(plans)
             ]
         with _open(job) as device:
@@ -93,10 +94,12 @@ def measure(
                 if not _checked(path):
                     run.check()
                     _checked(path, True)
+            samples = [{T: list[float]() for T in job.steps} for _ in runs]
+            if not rounds:
+                return samples
             waiting(True)
             with _held(job.building, fcntl.LOCK_EX), _all_held(job.locks), _on(job.cores):
                 waiting(False)
-                samples = [{T: list[float]() for T in job.steps} for _ in runs]
                 for at in range(_PATIENCE * rounds):
                     if at == _GLANCE and rounds == _ROUNDS and _hopeless(samples):
                         break
@@ -201,16 +204,16 @@ class _Run:
 
 
 def _build(
-    plan: Plan, weights: Mapping[str, Structure], target: Target, folder: Path, kept: str
+    plan: Plan, weights: Mapping[str, Structure], target: Target, folder: Path
 ) -> tuple[dict[str, np.ndarray], Path]:
-    """The packed arrays, and the library: that in the folder `kept`, if it has one of the plan."""
+    """The packed arrays, and the library: that in the folder, if it has one of the plan."""
     if isinstance(plan, LstmPlan):
         bias = np.linspace(-0.1, 0.1, 4 * plan.hidden, dtype="float32")
         arrays = lstm.pack(plan, weights["input"], weights["recurrent"], bias)
     else:
         bias = np.linspace(-0.1, 0.1, plan.outputs, dtype="float32")
         arrays = linear.pack(plan, weights["product"], bias)
-    path = Path(kept or folder) / f"{hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]}.so"
+    path = folder / f"{hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]}.so"
     if path.exists():
         return arrays, path
     path.parent.mkdir(exist_ok=True)
@@ -223,7 +226,7 @@ def _build(
     executable = tvm.compile(mod, target=target.tvm(), tir_pipeline=TIR_PIPELINE)
     fresh = path.with_name(f"{os.getpid()}-{path.name}")
     export(executable, mod, fresh, compiler(target))
-    os.replace(fresh, path)  # two workers may build the one that is kept
+    os.replace(fresh, path)  # two workers may build the one that is in every measurement
     return arrays, path
 
 

@@ -29,6 +29,7 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 _FINALISTS, _FINAL_ROUNDS = 6, 60
 _GAIN = 0.98  # of the time of the cost model's choice: what is not faster than this is not told from it
 _DRAWS = 300
+_SAID = 50  # candidates compiled, between lines that say so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,16 @@ class Best:
     us: dict[int, float]
     reference_us: dict[int, float]
     trials: int
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any], trials: int) -> Best:
+        """Of the line that the log has of a final measurement."""
+        return cls(
+            choice=Choice.model_validate(line["best"]),
+            us={int(T): us for T, us in line["us"].items()},
+            reference_us={int(T): us for T, us in line["reference_us"].items()},
+            trials=trials,
+        )
 
 
 class Trials:
@@ -105,6 +116,20 @@ class Trials:
             list(self._measure(choices))
             self.echo(self._progress(budget))
         return self._final()
+
+    def build(self) -> None:
+        """Compile and check all candidates of the space, once; `run` then has only to time them."""
+        mark = self.weights.with_name("compiled")
+        if mark.exists():
+            return
+        every = [self.first, *self._exhaust()]
+        requests: dict[Any, dict[str, Any]] = {
+            at: self._request([choice], rounds=0) for at, choice in enumerate(every)
+        }
+        for done, _ in enumerate(self.workers.run(requests), 1):
+            if not done % _SAID:
+                self.echo(f"{self.name}: {done} of {len(requests)} candidates compiled")
+        mark.touch()
 
     def _rounds(self, budget: Budget, strategy: Strategy, seed: int) -> Iterator[list[Choice]]:
         """Choices to measure, some at a time; none that were measured before."""

@@ -1,0 +1,123 @@
+"""The trials of a task, with workers that reply at once: what is logged when, what failures do, and when a job ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tuning.making import tasks
+from tvm_doping import targets
+from tvm_doping.errors import TuningError
+from tvm_doping.tuning import trials as room
+from tvm_doping.tuning.log import Log
+from tvm_doping.tuning.measure import Job
+from tvm_doping.tuning.space import space_of
+from tvm_doping.tuning.trials import Best, Budget, Trials
+
+TARGET = targets.resolve("auto")
+TASK = next(task for task in tasks() if task.operation == "lstm")
+CRASH = {"error": "crashed: SIGSEGV", "kind": "crash", "seconds": 0.1}
+
+
+def timed(plans: list[str]) -> dict[str, Any]:
+    """Every plan takes a time that follows from its text, the predicted one, which is the first, 10 us."""
+    us = [10.0, *(5.0 + sum(plan.encode()) % 97 / 10 for plan in plans[1:])]
+    return {"us": [{"1": [t] * 3, "35": [20 * t] * 3} for t in us], "seconds": 0.1}
+
+
+class Fake:
+    """In place of `Workers`: replies(number of the request, its plans), and what the log held when each was asked for."""
+
+    def __init__(self, log: Log, replies: Callable[[int, list[str]], dict[str, Any]]) -> None:
+        self.log, self.replies = log, replies
+        self.asked, self.logged = 0, list[int]()
+
+    def run(self, requests: Mapping[Hashable, dict[str, Any]]) -> Iterator[tuple[Hashable, dict[str, Any]]]:
+        for name, request in requests.items():
+            self.logged.append(len(self.log.path.read_text().splitlines()))
+            self.asked += 1
+            yield name, self.replies(self.asked, request["plans"])
+
+
+def job(
+    folder: Path,
+    budget: Budget,
+    replies: Callable[[int, list[str]], dict[str, Any]] = lambda number, plans: timed(plans),
+    said: list[str] | None = None,
+) -> tuple[Best, list[dict[str, Any]], Fake]:
+    """The best, the lines of the log that have a candidate, and the workers."""
+    log = Log(folder, resume=True)
+    workers: Any = Fake(log, replies)
+    try:
+        echo = (said if said is not None else []).append
+        settings = Job(steps=(1, 35), batch=1, threads=1)
+        trials = Trials(space_of(TASK, TARGET), TARGET, workers, log, settings, timeout=60, echo=echo)
+        best = trials.run(budget)
+    finally:
+        log.close()
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    return best, [line for line in lines if "choice" in line], workers
+
+
+def test_each_candidate_is_on_the_disk_before_the_next_is_asked_for(tmp_path: Path) -> None:
+    best, lines, workers = job(tmp_path, Budget(trials=20))
+    assert workers.logged == list(range(21))  # the last is the final measurement
+    assert len(lines) == best.trials == 20 and [line["trial"] for line in lines] == list(range(20))
+    assert best.us[1] <= min(line["us"]["1"] for line in lines) and best.reference_us == {1: 10.0, 35: 200.0}
+
+
+def test_candidates_that_fail_are_recorded_and_skipped(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def replies(number: int, plans: list[str]) -> dict[str, Any]:
+        return CRASH if len(plans) == 2 and number % 3 == 2 else timed(plans)
+
+    best, lines, _ = job(tmp_path, Budget(trials=20), replies, said)
+    failed = [line for line in lines if "error" in line]
+    assert len(lines) == 20 and len(failed) == 7 and "7 failed" in said[-1]
+    assert all(line["kind"] == "crash" and "us" not in line for line in failed)
+    assert best.choice.model_dump(mode="json") not in [line["choice"] for line in failed]
+
+
+def test_a_stopped_job_goes_on_with_what_it_knows(tmp_path: Path) -> None:
+    def stopped(number: int, plans: list[str]) -> dict[str, Any]:
+        if number == 13:
+            raise KeyboardInterrupt
+        return timed(plans)
+
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path, Budget(trials=20), stopped)
+    before = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(before) == 12
+    best, lines, workers = job(tmp_path, Budget(trials=20))
+    assert lines[:12] == before and len(lines) == best.trials == 20
+    assert workers.asked == 8 + 1
+    assert len({json.dumps(line["choice"]) for line in lines}) == 20
+
+
+def test_no_candidate_is_begun_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    said: list[str] = []
+
+    def replies(number: int, plans: list[str]) -> dict[str, Any]:
+        now[0] += 5.0
+        return timed(plans)
+
+    best, lines, _ = job(tmp_path, Budget(trials=10**6, end=60.0), replies, said)
+    # the predicted choice, then rounds of 8 of which the second begins at 45 s
+    assert best.trials == len(lines) == 17
+    assert " 15 s left" in said[0] and " 0 s left" in said[1]
+
+
+def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="SIGSEGV"):
+        job(tmp_path / "first", Budget(trials=4), lambda number, plans: CRASH)
+    with pytest.raises(TuningError, match="Resume"):
+        job(tmp_path / "last", Budget(trials=4), lambda n, plans: CRASH if len(plans) > 2 else timed(plans))
+    best, _, workers = job(tmp_path / "last", Budget(trials=4))
+    assert best.trials == 4 and workers.asked == 1  # the final measurement alone
