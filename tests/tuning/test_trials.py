@@ -101,7 +101,7 @@ def test_a_stopped_job_goes_on_with_what_it_knows(tmp_path: Path) -> None:
 
 def test_no_candidate_is_begun_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tvm_doping.tuning.trials.time.monotonic", lambda: now[0])
     said: list[str] = []
 
     def replies(number: int, plans: list[str]) -> dict[str, Any]:
