@@ -12,7 +12,6 @@ import pytest
 from tests.tuning.making import tasks
 from tvm_doping import targets
 from tvm_doping.errors import TuningError
-from tvm_doping.tuning import trials as room
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.measure import Job
 from tvm_doping.tuning.space import space_of
