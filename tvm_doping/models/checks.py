@@ -19,6 +19,13 @@ _NAMED = 4  # weights that a warning names
 
 def check_model(model: nn.Module | ExportedProgram) -> None:
     """Raise InvalidInput for a weight that is not finite; warn where S is not as sparse as it is to be."""
+    check_finite(model, "Train it again from sound weights, at a lower learning rate.")
+    if isinstance(model, nn.Module):
+        _warn_unfinished(model)
+
+
+def check_finite(model: nn.Module | ExportedProgram, remedy: str) -> None:
+    """Raise InvalidInput, with that remedy, for a weight that is not finite."""
     for name, weight in model.named_parameters():
         bad = int((~torch.isfinite(weight)).sum())
         if bad:
@@ -26,10 +33,8 @@ def check_model(model: nn.Module | ExportedProgram) -> None:
                 f"weight {name}",
                 "finite numbers",
                 f"{bad} of {weight.numel()} entries NaN or infinite",
-                "Train it again from sound weights, at a lower learning rate.",
+                remedy,
             )
-    if isinstance(model, nn.Module):
-        _warn_unfinished(model)
 
 
 def _warn_unfinished(model: nn.Module) -> None:

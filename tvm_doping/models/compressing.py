@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, InvalidInput
+from tvm_doping.models.checks import check_finite
 from tvm_doping.models.compression_report import Report, report
 from tvm_doping.models.doping import StructureName, dope, doped_weights, extract, original
 from tvm_doping.models.factories import find, make_model
@@ -23,6 +24,7 @@ from tvm_doping.models.loading import load_model, model_tensors
 from tvm_doping.models.moments import Moments, moments, run
 from tvm_doping.places import check_writable
 
+_SOUND = "Give sound weights; if the fine-tuning made them so, lower its learning rate."
 Loop = Callable[[nn.Module, Finetuning], object]
 
 
@@ -91,14 +93,14 @@ def compress(
         "sparse": sparse,
         "init": "nearest",
     }
-    _check_finite(dense)
+    check_finite(dense, _SOUND)
     doped = dope(copy.deepcopy(dense), **doping).eval()
     if loop is None:
         _refit(dense, doped, met)
     found = report(dense, extract(doped), met, _apart(dense, doped, inputs))
     if loop is not None:
         Finetuning(doped, anneal=anneal, cmr=cmr).run(loop)
-        _check_finite(doped)
+        check_finite(doped, _SOUND)
         after = report(dense, extract(doped), met, _apart(dense, doped, inputs))
         found = found.finetuned(after)
     folder = None
@@ -196,15 +198,3 @@ def _first(output: Any) -> Tensor:
             "output of the model", "a tensor first", type(output).__name__, "Leave samples out."
         )
     return output
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, value in model.named_parameters():
-        bad = int((~torch.isfinite(value)).sum())
-        if bad:
-            raise InvalidInput(
-                f"weight {name}",
-                "finite numbers",
-                f"{bad} of {value.numel()} entries NaN or infinite",
-                "Give sound weights; if the fine-tuning made them so, lower its learning rate.",
-            )
