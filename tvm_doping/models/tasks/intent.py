@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from tvm_doping.errors import DataError, InvalidInput
 from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task
+from tvm_doping.models.tasks.reading import by_length
 from tvm_doping.models.tasks.sentences import Sentences, labelled, sample
 
 
@@ -139,11 +140,8 @@ class IntentDetection(Task[Sentences]):
 def _same_length(data: Sentences, split: str, order: np.ndarray, batch: int) -> Sequence[Batch]:
     """(tokens (T, N), labels (N)) of sentences of one length each, taken in the given order."""
     texts, labels = data.texts[split], data.wanted[split]
-    groups: dict[int, list[int]] = {}
-    for i in order:
-        groups.setdefault(len(texts[i]), []).append(int(i))
     return [
         (torch.from_numpy(np.stack([texts[i] for i in some], 1)), torch.from_numpy(labels[some]))
-        for length in sorted(groups)
-        for some in (groups[length][at : at + batch] for at in range(0, len(groups[length]), batch))
+        for group in by_length([texts[i] for i in order]).values()
+        for some in (order[group[at : at + batch]] for at in range(0, len(group), batch))
     ]

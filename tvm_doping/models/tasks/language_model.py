@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from tvm_doping.errors import DataError, InvalidInput
 from tvm_doping.models.tasks import awd as regularising
-from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task
+from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task, check_tied, perplexity_of
 from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
 
 State = tuple[Tensor, Tensor]
@@ -49,14 +47,7 @@ class ModelRecipe(Part):
         default=None, description="more regularisation; none: dropout alone"
     )
 
-    @model_validator(mode="after")
-    def _ties(self) -> ModelRecipe:
-        if self.tied and self.embedding != self.hidden:
-            sizes = {"embedding": self.embedding, "hidden": self.hidden}
-            raise PydanticCustomError(
-                "tied", "tied needs embedding = hidden, not {embedding} and {hidden}", sizes
-            )
-        return self
+    _ties = model_validator(mode="after")(check_tied)
 
 
 class LanguageModelling(Task[Corpus]):
@@ -117,7 +108,7 @@ class LanguageModelling(Task[Corpus]):
         return {"perplexity": perplexity(model, streams, device=device)}
 
     def shown(self, mean: float) -> tuple[str, float]:
-        return "perplexity", _exp(mean)
+        return "perplexity", perplexity_of(mean)
 
 
 class LanguageModel(nn.Module):
@@ -226,11 +217,7 @@ def perplexity(model: nn.Module, data: Tensor, steps: int = 100, device: torch.d
             wanted = targets.to(device).flatten()
             total += float(functional.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum"))
     model.train(was_training)
-    return _exp(total / ((len(data) - 1) * data.shape[1]))
-
-
-def _exp(mean: float) -> float:
-    return math.exp(mean) if mean < 700 else math.inf
+    return perplexity_of(total / ((len(data) - 1) * data.shape[1]))
 
 
 def _full_precision(x: Tensor) -> torch.autocast | nullcontext[None]:

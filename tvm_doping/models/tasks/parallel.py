@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tvm_doping.errors import DataError
+from tvm_doping.models.tasks.reading import by_length, read_text
 from tvm_doping.models.tasks.sample_pairs import PAIRS
 from tvm_doping.subwords import END, START, Subwords
 
@@ -110,14 +110,6 @@ def batches(
     return [_batch(pairs, rows) for rows in found]
 
 
-def by_length(sentences: Sequence[Sequence[int]]) -> dict[int, list[int]]:
-    """Which sentences have each length, shortest first."""
-    groups: dict[int, list[int]] = {}
-    for index, sentence in enumerate(sentences):
-        groups.setdefault(len(sentence), []).append(index)
-    return dict(sorted(groups.items()))
-
-
 def _batch(pairs: Pairs, rows: list[int]) -> Batch:
     source = torch.tensor([pairs.source[row] for row in rows]).T.contiguous()
     steps = 1 + max(len(pairs.target[row]) for row in rows)
@@ -133,18 +125,7 @@ def _batch(pairs: Pairs, rows: list[int]) -> Batch:
 
 
 def _lines(path: Path, split: str) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(
-            f"{split} split", f"a file {path.name}", f"none in {path.parent}", "Put it there."
-        ) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(str(path), "readable UTF-8 text", str(error), "Convert the file.") from error
-    lines = [" ".join(line.split()) for line in lines]
-    if not any(lines):
-        raise DataError(f"{split} split", "at least one sentence", f"an empty {path}", "Fill the file.")
-    return lines
+    return [" ".join(line.split()) for line in read_text(path, split).splitlines()]
 
 
 def _corpus(texts: dict[str, list[tuple[str, str]]], vocab: int) -> ParallelCorpus:

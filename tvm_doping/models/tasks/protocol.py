@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from tvm_doping.errors import DataError, RecipeError
+from tvm_doping.errors import RecipeError
 
 Batch = tuple[Tensor, ...]
 SPLITS = ("train", "valid", "test")
@@ -132,12 +133,16 @@ class Task(ABC, Generic[AnyData]):
         return "loss", mean
 
 
-def shuffled(count: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Item numbers of an epoch's batches in random order; what a whole batch lacks at the end is left out.
+def perplexity_of(mean: float) -> float:
+    """exp(mean loss), infinite beyond what a float holds."""
+    return math.exp(mean) if mean < 700 else math.inf
 
-    Raises DataError where there is not even one batch.
-    """
-    if count < batch:
-        raise DataError("train split", f"at least a batch of {batch}", f"{count}", "Lower train.batch.")
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    return np.split(order[: count // batch * batch], count // batch)
+
+def check_tied(settings: Any) -> Any:
+    """For a recipe's part `model`: weights that an embedding and an output layer share need embedding = hidden."""
+    if settings.tied and settings.embedding != settings.hidden:
+        sizes = {"embedding": settings.embedding, "hidden": settings.hidden}
+        raise PydanticCustomError(
+            "tied", "tied needs embedding = hidden, not {embedding} and {hidden}", sizes
+        )
+    return settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +12,7 @@ import numpy as np
 
 from tvm_doping.errors import DataError
 from tvm_doping.models.tasks.protocol import SPLITS
+from tvm_doping.models.tasks.reading import most_frequent, read_text
 from tvm_doping.text import UNKNOWN
 
 _FOLDERS = {"train": ("train",), "valid": ("dev", "valid"), "test": ("test",)}
@@ -83,7 +83,7 @@ def _read(folder: Path, split: str) -> Pairs:
     place = next((folder / name for name in names if (folder / name).is_dir()), None)
     if place is None:
         raise DataError(f"{split} split", _NEEDS, f"no {' or '.join(names)} in {folder}", "Put it there.")
-    texts, labels = (_lines(place / name, split) for name in ("seq.in", "label"))
+    texts, labels = (read_text(place / name, split).splitlines() for name in ("seq.in", "label"))
     if len(texts) != len(labels):
         got = f"{len(texts)} and {len(labels)}"
         raise DataError(f"{split} split", "as many lines in seq.in as in label", got, "Correct the files.")
@@ -93,22 +93,8 @@ def _read(folder: Path, split: str) -> Pairs:
     return [(text.split(), label.strip()) for text, label in zip(texts, labels, strict=True)]
 
 
-def _lines(path: Path, split: str) -> list[str]:
-    try:
-        found = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{split} split", f"a file {path}", "none there", "Put it there.") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(str(path), "readable UTF-8 text", str(error), "Convert the file.") from error
-    if not any(line.strip() for line in found):
-        raise DataError(f"{split} split", "at least one sentence", f"an empty {path}", "Fill the file.")
-    return found
-
-
 def _numbered(rows: dict[str, Pairs], least: int) -> Sentences:
-    counts = Counter(word for text, _ in rows["train"] for word in text)
-    # by count, then alphabetically: the same numbers on every machine
-    words = sorted((word for word, count in counts.items() if count >= least), key=lambda w: (-counts[w], w))
+    words = most_frequent((word for text, _ in rows["train"] for word in text), least)
     vocabulary = (*(word for word in words if word != UNKNOWN), UNKNOWN)
     labels = tuple(sorted({label for _, label in rows["train"]}))
     number = {word: i for i, word in enumerate(vocabulary)}

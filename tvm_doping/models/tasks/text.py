@@ -4,16 +4,15 @@ carries."""
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tvm_doping.errors import DataError
+from tvm_doping.models.tasks.protocol import SPLITS
+from tvm_doping.models.tasks.reading import most_frequent, read_text
 from tvm_doping.text import UNKNOWN, Tokens, split
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +54,7 @@ def ptb(folder: str | Path) -> Corpus:
         path = next((root / file for file in names if (root / file).is_file()), None)
         if path is None:
             raise DataError(f"{name} split", " or ".join(names), f"neither in {root}", "Put the file there.")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError) as error:
-            raise DataError(str(path), "readable UTF-8 text", str(error), "Convert the file.") from error
-        if not text.strip():
-            raise DataError(f"{name} split", "at least one sentence", f"an empty {path}", "Fill the file.")
+        text = read_text(path, name)
         texts[name] = split(text if text.endswith("\n") else f"{text}\n", "words")
     return _corpus(texts, "words", least=1)
 
@@ -82,9 +76,7 @@ def pydoc_topics(level: str = "word", least: int = 3) -> Corpus:
 
 
 def _corpus(texts: dict[str, list[str]], tokens: Tokens, least: int) -> Corpus:
-    counts = Counter(texts["train"])
-    # by count, then alphabetically: the same numbers on every machine
-    words = sorted((word for word, count in counts.items() if count >= least), key=lambda w: (-counts[w], w))
+    words = most_frequent(texts["train"], least)
     if UNKNOWN not in words:
         words.append(UNKNOWN)
     number = {word: index for index, word in enumerate(words)}

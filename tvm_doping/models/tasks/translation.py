@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -21,11 +19,11 @@ from tvm_doping.models.tasks.parallel import (
     IGNORED,
     ParallelCorpus,
     batches,
-    by_length,
     parallel_text,
     sample,
 )
-from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task
+from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task, check_tied, perplexity_of
+from tvm_doping.models.tasks.reading import by_length
 from tvm_doping.models.tasks.seq2seq import Translator
 from tvm_doping.subwords import END, START
 
@@ -56,14 +54,7 @@ class ModelRecipe(Part):
     beam: int = Field(default=5, ge=1, description="width of the beam; while training 1, greedily")
     penalty: float = Field(default=0.6, ge=0, description="length penalty, the exponent alpha of Wu et al.")
 
-    @model_validator(mode="after")
-    def _ties(self) -> ModelRecipe:
-        if self.tied and self.embedding != self.hidden:
-            sizes = {"embedding": self.embedding, "hidden": self.hidden}
-            raise PydanticCustomError(
-                "tied", "tied needs embedding = hidden, not {embedding} and {hidden}", sizes
-            )
-        return self
+    _ties = model_validator(mode="after")(check_tied)
 
 
 class Translation(Task[ParallelCorpus]):
@@ -133,7 +124,7 @@ class Translation(Task[ParallelCorpus]):
         return {"bleu": score}
 
     def shown(self, mean: float) -> tuple[str, float]:
-        return "perplexity", math.exp(mean) if mean < 700 else math.inf
+        return "perplexity", perplexity_of(mean)
 
 
 @torch.no_grad()
