@@ -47,6 +47,7 @@ from tvm_doping.sparsity.values import PRECISIONS, Precision
 from tvm_doping.targets import Target, missing_features, resolve, several
 
 Model = nn.Module | ExportedProgram | str | os.PathLike[str]
+Factory = Callable[..., nn.Module] | str
 
 _PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch", "numpy": "numpy"}
 
@@ -102,6 +103,7 @@ def compile(
     model: Model,
     target: str | Target | Sequence[str | Target] = "auto",
     *,
+    factory: Factory | None = None,
     example: Any = None,
     batch: int = 1,
     steps: int = 1,
@@ -117,6 +119,7 @@ def compile(
 
     target     a name, or "auto": this machine; or several: the bundle then holds code for each, and the best that a CPU can run
                is taken where it is loaded;
+    factory    what makes the dense model, or its name, of a run folder of `compress` whose model is the user's own (`load_model`);
     example    inputs to trace the model with, a tuple; guessed from the model if left out;
     batch      streams side by side to be fast for; any number runs, with the same results beyond rounding;
     steps      time steps of a call to be fast for (1: a stream, step by step); any number runs;
@@ -155,6 +158,7 @@ def compile(
         compiled = lower(
             model,
             machine,
+            factory=factory,
             example=example,
             batch=batch,
             steps=steps,
@@ -174,6 +178,7 @@ def lower(
     model: Model,
     target: str | Target = "auto",
     *,
+    factory: Factory | None = None,
     example: Any = None,
     batch: int = 1,
     steps: int = 1,
@@ -202,7 +207,7 @@ def lower(
     metrics: dict[str, Any] = {}
     if isinstance(model, str | os.PathLike):
         metrics = dict(checkpoint.read_config(model).get("metrics") or {})
-        model = load_model(model)
+        model = load_model(model, factory)
     if isinstance(model, nn.Module | ExportedProgram):
         check_model(model)
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tvm_doping import __version__
-from tvm_doping.build import Model, lower
+from tvm_doping.build import Factory, Model, lower
 from tvm_doping.errors import InvalidInput
 from tvm_doping.freestanding.calls import program
 from tvm_doping.freestanding.folder import CProgram, c_program
@@ -37,6 +37,7 @@ def compile_c(
     prefix: str | None = None,
     max_steps: int = MAX_STEPS,
     weights: Literal["object", "file"] = "object",
+    factory: Factory | None = None,
     example: Any = None,
     batch: int = 1,
     steps: int = 1,
@@ -74,6 +75,7 @@ def compile_c(
     compiled = lower(
         model,
         target,
+        factory=factory,
         example=example,
         batch=batch,
         steps=steps,

@@ -25,7 +25,6 @@ from tvm_doping.models import (
     load_model,
     model_tensors,
 )
-from tvm_doping.models.loading import use_factory
 from tvm_doping.models.moments import moments
 
 APP = """
@@ -255,7 +254,6 @@ def test_the_command_line(app: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         main(arguments)
     shown = capsys.readouterr().out
     assert "whole model:" in shown and "--factory" in shown
-    use_factory(None)
 
 
 @pytest.mark.parametrize(

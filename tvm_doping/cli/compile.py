@@ -145,11 +145,13 @@ def compile(
     names = [name for part in target or ["auto"] for name in part.split(",")]
     machines = several(names)
     out = out or Path("c" if runtime == "c" else "bundles") / run.resolve().name
-    forced = settings(force, "--force", "format=csr")
-    if factory is not None:
-        from tvm_doping.models.loading import use_factory
-
-        use_factory(factory)
+    options: dict[str, Any] = {
+        "dump": dump,
+        "precision": precision,
+        "force": settings(force, "--force", "format=csr") or None,
+        "records": records,
+        "tolerance": tolerance,
+    }
     if head is not None:
         Head.parse(head)  # before what takes seconds
     if _is_translator(run):
@@ -157,40 +159,13 @@ def compile(
             raise InvalidInput(
                 f"{run}, a translator", "--runtime tvm and no --head", "another", "Leave them out."
             )
-        _compile_translator(
-            run,
-            machines,
-            out,
-            {
-                "threads": threads,
-                "dump": dump,
-                "precision": precision,
-                "force": forced or None,
-                "records": records,
-                "tolerance": tolerance,
-            },
-        )
+        _compile_translator(run, machines, out, {**options, "threads": threads})
         return
+    options |= {"factory": factory, "batch": batch, "steps": steps, "head": head}
     if runtime != "tvm":
         _check_c(runtime, machines, threads)
-        _compile_c(
-            run,
-            machines[0],
-            out,
-            {
-                "prefix": prefix,
-                "max_steps": max_steps,
-                "weights": weights,
-                "batch": batch,
-                "steps": steps,
-                "head": head,
-                "dump": dump,
-                "precision": precision,
-                "force": forced or None,
-                "records": records,
-                "tolerance": tolerance,
-            },
-        )
+        in_c = {"prefix": prefix, "max_steps": max_steps, "weights": weights}
+        _compile_c(run, machines[0], out, {**options, **in_c})
         return
     check_place(out)
     from tvm_doping.build import compile as build  # takes seconds: only once the rest is in order
@@ -201,19 +176,7 @@ def compile(
             f"compiling {run} for {machine.name} ({machine.lanes} fp32 lanes, {machine.cores} cores)"
         )
     start = time.perf_counter()
-    bundle = build(
-        run,
-        machines if len(machines) > 1 else machines[0],
-        batch=batch,
-        steps=steps,
-        head=head,
-        threads=threads,
-        dump=dump,
-        precision=precision,  # type: ignore[arg-type]
-        force=forced or None,
-        records=records,
-        tolerance=tolerance,
-    )
+    bundle = build(run, machines if len(machines) > 1 else machines[0], threads=threads, **options)
     seconds = time.perf_counter() - start
     saved = bundle.save(out)
     show_bundle(bundle, screen)

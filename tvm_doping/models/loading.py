@@ -18,11 +18,8 @@ from tvm_doping.models.factories import make_model
 from tvm_doping.models.tasks import TASKS
 from tvm_doping.structures import Doped, Structure
 
-OWN = (
-    "factory",
-    "module",
-)  # tasks of models that are the user's own: made by a factory with a name, or by their program
-_named_factory: str | None = None
+# Tasks of models that are the user's own: made by a factory with a name, or by their program.
+OWN = ("factory", "module")
 
 
 def load_model(
@@ -35,7 +32,7 @@ def load_model(
     Raises CheckpointError when the folder does not hold a model of a known task.
     """
     found = checkpoint.load(folder)
-    make = _maker(folder, found.config, factory or _named_factory)
+    make = _maker(folder, found.config, factory)
     try:
         model = make()
         put(model, found.structures, *_planned(found))
@@ -54,12 +51,6 @@ def load_model(
             "Train again.",
         )
     return model.eval()
-
-
-def use_factory(name: str | None) -> None:
-    """Let `load_model` call this factory, in this process, for folders whose model is the user's own."""
-    global _named_factory
-    _named_factory = name
 
 
 def _maker(
