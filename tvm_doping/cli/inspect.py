@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_doping.cli.show import console, figure, ratio, shape, size, table
+from tvm_doping.cli.show import console, measured, ratio, shape, size, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,9 +147,8 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
         stored.add_row(
             "", f"{parameters} by parameters, {stored_bytes} by bytes stored, {len(doped)} doped layers alone"
         )
-    for name, value in manifest.metrics.items():
-        if name.startswith(("valid_", "test_", "dense_test_")) and isinstance(value, float):
-            stored.add_row(name.replace("_", " "), figure(value))
+    for name, value in measured(manifest.metrics):
+        stored.add_row(name, value)
     code = (
         f"library {size(len(bundle.library))}, weights {size(bundle.bytes)} in {len(bundle.weights)} arrays"
     )

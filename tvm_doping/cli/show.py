@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ def ratio(dense: float, stored: float) -> str:
 def figure(value: float) -> str:
     """A metric: "1,115.25", and with more digits what is below 1, such as an accuracy: "0.9742"."""
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def measured(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run's metrics say of its splits, and of its dense rival, in words: ("test perplexity", "115.25")."""
+    for name, value in metrics.items():
+        if name.startswith(("valid_", "test_", "dense_test_")) and isinstance(value, float):
+            yield name.replace("_", " "), figure(value)
 
 
 def shape(dims: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvm_doping.cli.show import console, figure, settings
+from tvm_doping.cli.show import console, measured, settings
 
 
 def train(
@@ -67,7 +67,6 @@ def train(
         dense=dense,
     )
     screen = console()
-    for name, value in metrics.items():
-        if name.startswith(("valid_", "test_", "dense_test_")) and value is not None:
-            screen.print(f"{name.replace('_', ' ')}: {figure(value)}")
+    for name, value in measured(metrics):
+        screen.print(f"{name}: {value}")
     screen.print(f"-> {folder}")
