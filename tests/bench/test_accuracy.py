@@ -14,7 +14,7 @@ from tvm_doping import checkpoint
 from tvm_doping.bench import accuracy
 from tvm_doping.errors import BenchError
 
-METHODS = ("doped kronecker", "pruned", "low rank")
+METHODS = ("doped kronecker", "pruned", "low rank", "smaller dense")
 FIELDS: dict[str, Any] = {
     "name": "nano",
     "model": {"embedding": 24, "hidden": 24, "layers": 1},
@@ -58,13 +58,23 @@ def test_methods_and_dense_go_on_from_one_trained_model(data: Path) -> None:
     assert json.loads((data / "out" / "accuracy.json").read_text()) == json.loads(json.dumps(results))
     rows = {(row["method"], row["compression"], row["seed"]): row for row in results["runs"]}
     # at 40x the factors alone are too large; pruning has none
-    expected = {("pruned", 40.0), ("dense", 1.0), *((method, 4.0) for method in METHODS)}
+    expected = {
+        ("pruned", 40.0),
+        ("smaller dense", 40.0),
+        ("dense", 1.0),
+        *((method, 4.0) for method in METHODS),
+    }
     assert {key[:2] for key in rows} == expected and {key[2] for key in rows} == {0, 1}
     assert any("doped-kronecker-40x-0: " in line and "compression" in line for line in lines)
     for (method, factor, seed), row in rows.items():
-        if method != "dense":
+        folder = data / "out" / "runs" / f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
+        if method == "smaller dense":
+            shapes = checkpoint.load(folder).tensors["lstm.weight_hh_l0"].shape
+            assert shapes == ({4.0: (36, 9), 40.0: (8, 2)}[factor])
+            smaller = checkpoint.read_config(data / "out" / "runs" / f"start-smaller-{factor:g}x-{seed}")
+            assert smaller["model"]["hidden"] == shapes[1] and smaller["model"]["embedding"] == 24
+        elif method != "dense":
             assert factor <= row["by_parameters"] < factor * 1.6
-            folder = data / "out" / "runs" / f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
             assert row["test"] == checkpoint.read_config(folder)["metrics"]["test_perplexity"]
             first = checkpoint.load(data / "out" / "runs" / f"start-{seed}").tensors["lstm.weight_hh_l0"]
             last = checkpoint.load(folder).structures["lstm.weight_hh_l0"].to_dense()

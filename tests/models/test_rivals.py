@@ -70,10 +70,20 @@ def test_no_memory_is_taken() -> None:
     assert set(sizes) == {torch.device("meta")}
 
 
+def test_a_multiple() -> None:
+    sizes = [
+        smaller_hidden(lambda h: nn.LSTM(24, h), 24, compression=2, multiple=multiple)
+        for multiple in (1, 2, 8)
+    ]
+    assert sizes[0] == 15 and sizes[1:] == [14, 8]
+
+
 def test_what_has_no_rival() -> None:
-    with pytest.raises(InvalidInput, match="one hidden unit"):
+    with pytest.raises(InvalidInput, match="hidden size 1"):
         smaller_hidden(lambda h: nn.LSTM(64, h, bias=False), 4, compression=20)
     with pytest.raises(InvalidInput, match="count"):
         smaller_hidden(nn.Identity, 4, compression=20, count="some")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="multiple 5"):
+        smaller_hidden(lambda h: nn.LSTM(64, h), 4, compression=2, multiple=5)
     with pytest.raises(InvalidInput, match="none of them"):
         smaller_hidden(lambda h: nn.GRU(4, h), 4, compression=20)

@@ -12,15 +12,17 @@ from typing import Any
 from tvm_doping import checkpoint
 from tvm_doping.bench.machine import describe
 from tvm_doping.bench.report import check_folder
-from tvm_doping.errors import BenchError, DopingError
+from tvm_doping.errors import BenchError, DopingError, InvalidInput
 from tvm_doping.models.recipe import Recipe, load_recipe
+from tvm_doping.models.rivals import smaller_hidden
 from tvm_doping.models.tasks import TASKS
 from tvm_doping.models.train import train
 from tvm_doping.places import write_files
 
 FORMAT_VERSION = 1
-DENSE = "dense"
-# What each method makes of a recipe; "doped" ones share their budget between the structured part and S.
+DENSE, SMALLER = "dense", "smaller dense"
+# What each method makes of a recipe; "doped" ones share their budget between the structured part and S. The smaller dense model
+# has fewer hidden units in place (`models.rivals`): as many parameters in the modules that the others dope.
 METHODS: dict[str, dict[str, Any]] = {
     "doped kronecker": {"doping.structure": "kronecker"},
     "doped low rank": {"doping.structure": "low_rank"},
@@ -29,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "kronecker": {"doping.structure": "kronecker", "doping.sparse": False},
     "low rank": {"doping.structure": "low_rank", "doping.sparse": False},
     "hybrid": {"doping.structure": "hybrid", "doping.sparse": False},
+    SMALLER: {"doping": None},
 }
 
 
@@ -50,7 +53,8 @@ def run(
     recipe   a doped one, by name or path; overrides: of it, for every method alike;
     methods  of METHODS; each with every compression and every seed;
     start    the recipe of a dense model, trained once a seed (with start_overrides), from whose weights every run begins: the
-             structured part is then the nearest to a trained weight, and S what it leaves. None: random weights.
+             structured part is then the nearest to a trained weight, and S what it leaves; the smaller dense model has a smaller
+             start, trained as long. None: random weights.
 
     A run is finished, or goes on, where an earlier call of the same settings left it: its folder is `out`/runs/NAME. Returns what
     accuracy.json holds. Raises BenchError for an unknown method, and what `train` raises; a compression that a structure cannot
@@ -69,22 +73,36 @@ def run(
         "runs": [],
     }
     cells = [(DENSE, 1.0), *((method, factor) for factor in compressions for method in methods)]
+    sizes = _hidden(plan, data, compressions) if SMALLER in methods else {}
+
+    def trained(seed: int, changes: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
+        """Train the dense model to start from, and say how a run starts from it."""
+        if start is None:
+            return {"train.seed": seed}
+        first = folder / "runs" / f"start{suffix}-{seed}"
+        train(start, data, first, overrides={**(start_overrides or {}), **changes, "train.seed": seed})
+        return {"train.seed": seed, "train.start": str(first)}
+
     for seed in seeds:
-        begun: dict[str, Any] = {"train.seed": seed}
-        if start is not None:
-            first = folder / "runs" / f"start-{seed}"
-            train(start, data, first, overrides={**(start_overrides or {}), "train.seed": seed})
-            begun |= {"train.start": str(first), "doping.init": "nearest"}
+        begun = trained(seed, {})
         for method, factor in cells:
             name = f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
-            settings = {**(overrides or {}), **begun, **METHODS.get(method, {}), "doping.compression": factor}
-            if method == DENSE:
-                settings = {k: v for k, v in settings.items() if not k.startswith("doping.")}
-                settings["doping"] = None
+            settings = dict(overrides or {})
+            if method in (DENSE, SMALLER):
+                settings = {k: v for k, v in settings.items() if not k.startswith("doping.")} | {
+                    "doping": None
+                }
+            else:
+                nearest = {} if start is None else {"doping.init": "nearest"}
+                settings |= {**nearest, **METHODS[method], "doping.compression": factor}
+            if method == SMALLER:
+                settings |= sizes[factor] | trained(seed, sizes[factor], f"-smaller-{factor:g}x")
+            else:
+                settings |= begun
             try:
                 metrics = train(recipe, data, folder / "runs" / name, overrides=settings)
             except DopingError as error:
-                if method == DENSE:
+                if method in (DENSE, SMALLER):
                     raise
                 echo(f"{name}: {' '.join(str(error).split())}")
                 continue
@@ -141,6 +159,45 @@ def _measured(best: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
         "epochs": metrics["epochs_done"],
         "seconds": metrics["seconds"],
     }
+
+
+def _hidden(
+    plan: Recipe, data: str | Path | None, compressions: Sequence[float]
+) -> dict[float, dict[str, int]]:
+    """For each compression the settings of the smaller dense model. Raises BenchError where there is none."""
+    task, settings = TASKS[plan.task], plan.model
+    assert plan.doping is not None
+    config = task.config(settings, task.read(plan.data, None if data is None else Path(data), plan.name))
+    multiple = next(
+        (
+            one.multiple_of
+            for one in type(settings).model_fields["hidden"].metadata
+            if hasattr(one, "multiple_of")
+        ),
+        1,
+    )
+    found = {}
+    for factor in compressions:
+        try:
+            hidden = smaller_hidden(
+                lambda hidden: task.model(**config | _sized(settings, hidden)),
+                settings.model_dump()["hidden"],
+                compression=factor,
+                modules=plan.doping.modules,
+                multiple=multiple,
+            )
+        except InvalidInput as error:
+            raise BenchError(
+                f"method {SMALLER} at {factor:g}x", "a hidden size", str(error), "Leave one of them out."
+            ) from error
+        found[factor] = {f"model.{name}": value for name, value in _sized(settings, hidden).items()}
+    return found
+
+
+def _sized(settings: Any, hidden: int) -> dict[str, int]:
+    """The fields of a recipe's `model` that make its hidden size another one."""
+    tied = getattr(settings, "tied", False)
+    return {"hidden": hidden} | ({"embedding": hidden} if tied else {})
 
 
 def _checked(recipe: str, methods: Sequence[str], overrides: Mapping[str, Any] | None) -> Recipe:

@@ -19,6 +19,7 @@ def smaller_hidden(
     compression: float,
     modules: Sequence[str] | str | None = None,
     count: Literal["doped", "all"] = "doped",
+    multiple: int = 1,
 ) -> int:
     """The largest hidden size whose dense model has no more parameters than the one of `hidden` doped with `compression`.
 
@@ -26,31 +27,33 @@ def smaller_hidden(
     modules  what is doped, as `dope()` takes it; each of its weights then counts m*n / compression, rounded down as there;
     count    "doped": the modules that hold a doped weight, biases included, are of one size, and what is left as it was (of a
              language model the embedding and the output layer) may be smaller in the rival, whose output layer reads fewer
-             hidden units; "all": whole models are of one size, so that the rival gets what it saves there.
+             hidden units; "all": whole models are of one size, so that the rival gets what it saves there;
+    multiple the hidden size is a multiple of it.
 
     Raises InvalidInput where even one hidden unit has more parameters.
     """
     if count not in ("doped", "all"):
         raise InvalidInput("count", "doped or all", repr(count), "Choose one of these names.")
-    if hidden < 1:
-        raise InvalidInput("hidden", "at least 1", f"{hidden}", "Pass the hidden units of the doped model.")
+    if not 1 <= multiple <= hidden:
+        got = f"hidden {hidden}, multiple {multiple}"
+        raise InvalidInput("hidden", "at least multiple, and that at least 1", got, "Pass the doped model's.")
     budget = _parameters(build, hidden, compression, modules, count)
 
     def fits(h: int) -> bool:
         return _parameters(build, h, 1.0, modules, count) <= budget
 
-    if not fits(1):
+    if not fits(multiple):
         raise InvalidInput(
             f"a dense model of {budget} parameters",
-            f"at least {_parameters(build, 1, 1.0, modules, count)}, those of one hidden unit",
+            f"at least {_parameters(build, multiple, 1.0, modules, count)}, those of a model of hidden size {multiple}",
             f"compression {compression:g}",
             "Lower compression.",
         )
-    low, high = 1, hidden + 1
+    low, high = 1, hidden // multiple + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+        low, high = (middle, high) if fits(middle * multiple) else (low, middle)
+    return low * multiple
 
 
 def _parameters(
