@@ -52,23 +52,12 @@ Factory = Callable[..., nn.Module] | str
 _PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch", "numpy": "numpy"}
 
 
-@dataclass(frozen=True)
-class Library:
-    """The shared library of a compiled model."""
-
-    code: bytes
-
-    def export_library(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file."""
-        Path(path).write_bytes(self.code)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """What a bundle is made of.
 
-    executable    writes lib.so; its VM function is main(*inputs, *state, weights) -> (*outputs, *new state),
-                  always a tuple;
+    library       lib.so, whose VM function is main(*inputs, *state, weights) -> (*outputs, *new state), always a tuple;
+                  empty where it was not asked for;
     weights       in the order of main's last parameter;
     layers        for each LSTM layer and direction and each linear layer, what the manifest says of it;
     compression   of the whole model, "by_parameters" and "by_bytes";
@@ -82,7 +71,7 @@ class Compiled:
                   golden and golden_error are those of the model with its weights as they are stored.
     """
 
-    executable: Library
+    library: bytes
     module: Any
     weights: dict[str, np.ndarray]
     signature: Signature
@@ -190,8 +179,13 @@ def lower(
     records: str | os.PathLike[str] | None = "auto",
     tolerance: float = 1e-5,
     golden: Callable[[Signature], tuple[int, int]] | None = None,
+    library: bool = True,
 ) -> Compiled:
-    """What `compile` puts into the bundle; golden: the (T, N) of its golden run, else those of the example."""
+    """What `compile` puts into the bundle.
+
+    golden   the (T, N) of its golden run, else those of the example;
+    library  False: the library is only made where this machine can run it, to be compared with PyTorch.
+    """
     if batch < 1:
         raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
     if steps < 1:
@@ -212,7 +206,10 @@ def lower(
         check_model(model)
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
-    linker = compiler(machine)  # before what takes seconds: it may be missing
+    runs_here = not missing_features(machine.features)
+    linker = (
+        compiler(machine) if library or runs_here else None
+    )  # before what takes seconds: it may be missing
     if machine.gpu:
         find_nvcc()
     imported = _imported(model, example, wanted, tolerance)
@@ -245,25 +242,12 @@ def lower(
         if any(ROUNDING.intersection(layer["format"].split(", ")) for layer in layers):
             # A number that differs in its last bit may be rounded the other way: at most what rounding all of them does.
             tolerance = max(tolerance, *(cost["max_abs"] for cost in precision_error.values()))
-    error = math.nan
-    # main stays bytecode: a session reads from it which kernels a step calls, and calls them without the VM
-    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder, _images(machine) as pack_imports:
-        path = Path(folder) / "lib.so"
-        pipeline_name = CUDA_PIPELINE if machine.gpu else TIR_PIPELINE
-        executable = relax.build(mod, machine.tvm(), tir_pipeline=pipeline_name)
-        export(executable, mod, path, linker, pack_imports)
-        library = Library(path.read_bytes())
-        # What is compared is the library itself: running the executable would generate all its code once more.
-        if not missing_features(machine.features):
-            if machine.gpu:
-                load_cuda_runtime()
-            loaded = tvm.runtime.load_module(str(path))
-            open_pool(loaded, 1, False)
-            device = tvm.cuda() if machine.gpu else tvm.cpu()
-            error = _compare(imported.signature, loaded, context.weights, runs, tolerance, device)
+    made, error = b"", math.nan
+    if library or runs_here:
+        made, error = _library(mod, context, imported.signature, runs, tolerance, linker, runs_here)
     weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
-        executable=library,
+        library=made,
         module=mod,
         weights=weights,
         signature=imported.signature,
@@ -283,6 +267,34 @@ def lower(
             "tvm_doping": __version__,
         },
     )
+
+
+def _library(
+    mod: Any,
+    context: Context,
+    signature: Signature,
+    runs: list[Arrays],
+    tolerance: float,
+    linker: str | None,
+    runs_here: bool,
+) -> tuple[bytes, float]:
+    """Generate and link the code; also the largest error in `runs`, NaN where this machine cannot run it."""
+    machine, error = context.target, math.nan
+    # main stays bytecode: a session reads from it which kernels a step calls, and calls them without the VM
+    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder, _images(machine) as pack_imports:
+        path = Path(folder) / "lib.so"
+        pipeline_name = CUDA_PIPELINE if machine.gpu else TIR_PIPELINE
+        executable = relax.build(mod, machine.tvm(), tir_pipeline=pipeline_name)
+        export(executable, mod, path, linker, pack_imports)
+        # What is compared is the library itself: running the executable would generate all its code once more.
+        if runs_here:
+            if machine.gpu:
+                load_cuda_runtime()
+            loaded = tvm.runtime.load_module(str(path))
+            open_pool(loaded, 1, False)
+            device = tvm.cuda() if machine.gpu else tvm.cpu()
+            error = _compare(signature, loaded, context.weights, runs, tolerance, device)
+        return path.read_bytes(), error
 
 
 def _images(machine: Target) -> Any:

@@ -86,6 +86,7 @@ def compile_c(
         records=records,
         tolerance=tolerance,
         golden=lambda s: (_GOLDEN_STEPS if s.streaming else min(_GOLDEN_STEPS, max_steps), batch),
+        library=False,
     )
     signature, machine = compiled.signature, compiled.target
     calls = program(compiled.module, signature, list(compiled.weights), batch=batch, steps=max_steps)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -211,13 +210,9 @@ class Bundle:
                 "labels": tuple(labels),
             }
         )
-        with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder:
-            path = Path(folder) / LIBRARY
-            compiled.executable.export_library(str(path))
-            library = path.read_bytes()
         return cls(
             manifest=manifest,
-            library=library,
+            library=compiled.library,
             weights={key: aligned_copy(array) for key, array in compiled.weights.items()},
             golden=compiled.golden,
             vocabulary=tuple(vocabulary),

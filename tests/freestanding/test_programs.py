@@ -98,6 +98,15 @@ def test_it_is_the_same_on_an_emulated_arm_core(target: str, options: dict[str, 
     assert subprocess.run(emulated, capture_output=True, text=True, check=True).stdout == "no error\n"
 
 
+def test_for_macos_it_compiles_without_a_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No code for it runs here; what a Mac's compiler needs is there."""
+    monkeypatch.setenv("PATH", "")
+    made = tvm_doping.compile_c(language_model(), "apple-m1", prefix="lm")
+    assert made.files["kernels.o"][:4] == b"\xcf\xfa\xed\xfe"  # Mach-O, 64 bits
+    assert made.report.golden_error is None and made.report.sizes.code > 0
+    assert b"-static" not in made.files["Makefile"] and b"__TEXT,__const" in made.files["weights.S"]
+
+
 CPP = """
 #include "lm.h"
 #include <cstdio>

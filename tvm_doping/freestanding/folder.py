@@ -80,6 +80,8 @@ def _makefile(source: Source) -> str:
             "cc": f"= {cross}gcc" if cross else "?= cc",
             "ar": f"{cross}ar",
             "run": "qemu-aarch64-static -L /usr/aarch64-linux-gnu" if cross and target.foreign else "",
+            # painted stacks: the dynamic linker's own would count; macOS has no static programs
+            "static": "" if "apple" in target.triple else "-static ",
             "weights_object": " weights.o" if source.embedded else "",
             "weights_rule": rule,
         },
