@@ -51,6 +51,7 @@ def test_methods_and_dense_go_on_from_one_trained_model(data: Path) -> None:
             compressions=(4.0, 40.0),
             seeds=(0, 1),
             start=start,
+            speed=False,
             echo=lines.append,
         )
 
@@ -86,6 +87,27 @@ def test_methods_and_dense_go_on_from_one_trained_model(data: Path) -> None:
     again = run()  # finished runs are left as they are
     assert again["runs"] == results["runs"]
     assert (data / "out" / "runs" / "pruned-4x-0" / "metrics.jsonl").read_bytes() == before
+
+
+def test_runs_are_compiled_and_timed(data: Path) -> None:
+    results = accuracy.run(
+        data / "out",
+        _recipe(data, "nano"),
+        data=data,
+        methods=["pruned"],
+        compressions=[24.0],
+        seeds=[1],
+        echo=lambda line: None,
+    )
+    rows = {row["method"]: row["compiled"] for row in results["runs"]}
+    weights, biases = 4 * 24 * 48, 2 * 4 * 24
+    assert rows["dense"]["parameters"] == weights + biases
+    assert rows["pruned"]["parameters"] == weights // 24 + biases
+    assert rows["pruned"]["bytes"] < rows["dense"]["bytes"] >= 4 * weights
+    assert all(row["us"]["median"] > 0 and "LSTM layers" in row["call"] for row in rows.values())
+    table = (data / "out" / "accuracy.md").read_text()
+    assert f"| {weights // 24 + biases:,} | {rows['pruned']['bytes']:,} |" in table
+    assert json.loads((data / "out" / "accuracy.json").read_text())["runs"] == results["runs"]
 
 
 def test_refused(data: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping import checkpoint
+from tvm_doping.bench.accuracy_speed import compiled
 from tvm_doping.bench.machine import describe
 from tvm_doping.bench.report import check_folder
 from tvm_doping.errors import BenchError, DopingError, InvalidInput
@@ -46,6 +47,7 @@ def run(
     start: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     start_overrides: Mapping[str, Any] | None = None,
+    speed: bool = True,
     echo: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a doped recipe by every method, and dense, and write accuracy.json and accuracy.md after each run.
@@ -54,7 +56,8 @@ def run(
     methods  of METHODS; each with every compression and every seed;
     start    the recipe of a dense model, trained once a seed (with start_overrides), from whose weights every run begins: the
              structured part is then the nearest to a trained weight, and S what it leaves; the smaller dense model has a smaller
-             start, trained as long. None: random weights.
+             start, trained as long. None: random weights;
+    speed    at the end compile the runs of the first seed for this machine and time them (`accuracy_speed`).
 
     A run is finished, or goes on, where an earlier call of the same settings left it: its folder is `out`/runs/NAME. Returns what
     accuracy.json holds. Raises BenchError for an unknown method, and what `train` raises; a compression that a structure cannot
@@ -86,7 +89,8 @@ def run(
     for seed in seeds:
         begun = trained(seed, {})
         for method, factor in cells:
-            name = f"{method.replace(' ', '-')}-{factor:g}x-{seed}"
+            row = {"method": method, "compression": factor, "seed": seed}
+            name = _name(row)
             settings = dict(overrides or {})
             if method in (DENSE, SMALLER):
                 settings = {k: v for k, v in settings.items() if not k.startswith("doping.")} | {
@@ -106,11 +110,20 @@ def run(
                     raise
                 echo(f"{name}: {' '.join(str(error).split())}")
                 continue
-            row = {"method": method, "compression": factor, "seed": seed}
             results["runs"].append(row | _measured(task.best, folder / "runs" / name, metrics))
             echo(f"{name}: {task.best} {metrics[f'test_{task.best}']:.4g}")
             write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
+    if speed:
+        first = {_name(row): row for row in results["runs"] if row["seed"] == seeds[0]}
+        for name, measured in compiled({name: folder / "runs" / name for name in first}).items():
+            first[name]["compiled"] = measured
+        write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
     return results
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Of a run's folder."""
+    return f"{row['method'].replace(' ', '-')}-{row['compression']:g}x-{row['seed']}"
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -123,8 +136,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     dense = {row["seed"]: row["test"] for row in results["runs"] if row["method"] == DENSE}
     sign = -1 if task.higher else 1
     lines = [
-        f"| by parameters | method | test {task.best} | lost against dense | valid | seeds |",
-        "|---|---|---|---|---|---|",
+        f"| by parameters | method | test {task.best} | lost against dense | valid | seeds | parameters | bytes | µs |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (factor, method), rows in sorted(
         groups.items(), key=lambda one: (one[0][0], sign * _mean(one[1], "test"))
@@ -133,13 +146,27 @@ def markdown(results: Mapping[str, Any]) -> str:
         lost = statistics.fmean(sign * (row["test"] / dense[row["seed"]] - 1) for row in rows)
         lines.append(
             f"| {factor:g}x | {method} | {_mean(rows, 'test'):.4g}{_spread(values)} | {lost:+.1%} | "
-            f"{_mean(rows, 'valid'):.4g} | {len(rows)} |"
+            f"{_mean(rows, 'valid'):.4g} | {len(rows)} | {_speed(rows)} |"
         )
     budget = f"{plan['train']['epochs']} epochs"
     if start is not None:
         budget = f"{start['train']['epochs']} epochs dense, then {budget} of each method, dense among them"
     spread = "; after ±, half the distance between the extremes of the seeds" if len(dense) > 1 else ""
-    return "\n".join([*lines, "", f"{plan['name']}, {budget}{spread}; {results['machine']['cpu']}", ""])
+    calls = {row["compiled"]["call"] for row in results["runs"] if "compiled" in row}
+    compiled_as = "".join(
+        f"; parameters, bytes and µs: {call}, compiled, one thread" for call in sorted(calls)
+    )
+    about = f"{plan['name']}, {budget}{spread}{compiled_as}; {results['machine']['cpu']}"
+    return "\n".join([*lines, "", about, ""])
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Three cells of the table, of the run that was compiled."""
+    for row in rows:
+        if "compiled" in row:
+            of = row["compiled"]
+            return f"{of['parameters']:,} | {of['bytes']:,} | {of['us']['median']:.4g}"
+    return " | | "
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

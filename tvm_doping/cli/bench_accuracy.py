@@ -57,6 +57,10 @@ def bench_accuracy(
             show_default=False,
         ),
     ] = None,
+    speed: Annotated[
+        bool,
+        typer.Option("--speed/--no-speed", help="Compile the first seed's runs at the end, and time them."),
+    ] = True,
 ) -> None:
     """Measure what compression costs in accuracy, method by method.
 
@@ -77,6 +81,7 @@ def bench_accuracy(
         start=start,
         overrides=settings(set_, "--set", "train.epochs=3"),
         start_overrides=settings(set_start, "--set-start", "train.epochs=3"),
+        speed=speed,
         echo=screen.print,
     )
     screen.print(accuracy.markdown(results))
