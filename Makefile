@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST ?=
+# Processes that the tests run in, a file of tests in each at a time. Each takes 1 to 2 GB.
+JOBS   ?= 2
+TEST   = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 FUZZ_RUNS ?= 20000
 FUZZ_TARGETS ?= bundle run-folder records recipe bytes library
@@ -15,7 +18,7 @@ ARM_ROOT := build/arm-root
 
 help:
 	@echo "make demo    train, compile, check and time a small doped LSTM (about 4 minutes)"
-	@echo "make test    all tests        (PYTEST='-m \"not slow\"' and the like are passed on)"
+	@echo "make test    all tests        (PYTEST='-m \"not slow\"' and the like are passed on; JOBS=$(JOBS) processes)"
 	@echo "make fuzz    the loaders with hostile files, FUZZ_RUNS=$(FUZZ_RUNS) for each of FUZZ_TARGETS"
 	@echo "make test-arm  the tests on emulated Arm machines (sets up qemu, a cross compiler and an arm64 root)"
 	@echo "make lint    ruff and mypy    make format  ruff, rewriting"
@@ -25,7 +28,7 @@ demo: install
 	$(BIN)/python -m tvm_doping.bench.demo
 
 test: install-dev
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest $(PYTEST)
+	$(TEST) $(PYTEST)
 
 fuzz: install-dev
 	@set -e; for target in $(FUZZ_TARGETS); do \
@@ -33,7 +36,7 @@ fuzz: install-dev
 	done
 
 test-arm: arm-root
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest tests/emulated $(PYTEST)
+	$(TEST) tests/emulated $(PYTEST)
 
 # After it, `make test` runs these tests too.
 arm-root: install-dev system-arm

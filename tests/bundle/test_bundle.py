@@ -355,10 +355,6 @@ class Tensor:
 
 
 def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
-    class Executable:
-        def export_library(self, path):
-            Path(path).write_bytes(library)
-
     signature = SimpleNamespace(
         inputs=(Tensor(name="x", shape=("T", "N", 8), dtype="float32"),),
         state=(Tensor(name="carry", shape=("N", 5), dtype="float32"),),
@@ -377,7 +373,7 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
     }
     layer |= {"parameters": 5, "dense_parameters": 50, "bytes": 20, "dense_bytes": 200, "plan": {"lanes": 16}}
     compiled = SimpleNamespace(
-        executable=Executable(),
+        library=library,
         weights=bundle.weights,
         signature=signature,
         target=targets.TARGETS["x86-64-v2"],
