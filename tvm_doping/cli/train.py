@@ -66,6 +66,8 @@ def train(
         overrides=settings(set_, "--set", "model.hidden=200"),
         dense=dense,
     )
+    if not metrics:
+        return  # one of several processes; the first says it
     screen = console()
     for name, value in measured(metrics):
         screen.print(f"{name}: {value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from tvm_doping.models.loading import load_model, model_tensors
 from tvm_doping.models.metrics import MetricsLog
 from tvm_doping.models.recipe import Recipe
 from tvm_doping.models.resume import FILE as STATE
-from tvm_doping.models.resume import fit_factors, load_state, save_state
+from tvm_doping.models.resume import fit_factors, load_state, own_state, save_state
 from tvm_doping.models.starting import start_from
 from tvm_doping.models.tasks import TASKS, Task
-from tvm_doping.models.tasks.protocol import Batch, Data, Share
+from tvm_doping.models.tasks.protocol import Batch, Data, Loss, Share
 
 ANEW = "Use another folder, or start anew with resume=False (--no-resume)."
 
@@ -41,7 +42,8 @@ class TrainingError(DopingError, ArithmeticError):
 class Position:
     """Where a run stands: what is stored with its state.
 
-    batch: of the epoch; loss, items: summed over the epoch so far; data: sha256 of what is trained on.
+    batch: of the epoch; step: of the optimiser; loss, items: summed over the epoch so far; data: sha256 of what is trained
+    on; processes: how many share the run.
     """
 
     epoch: int = 0
@@ -55,6 +57,7 @@ class Position:
     loss: float = 0.0
     items: int = 0
     data: str = ""
+    processes: int = 1
 
 
 class Run:
@@ -64,13 +67,13 @@ class Run:
         self.plan, self.folder, self.accelerator = plan, folder, accelerator
         self.shown = Console(stderr=True, quiet=not (bar and accelerator.is_main_process), highlight=False)
         self.task: Task[Any] = TASKS[plan.task]
-        self.data, self.at = data, Position(data=data.sha256)
+        self.data, self.at = data, Position(data=data.sha256, processes=accelerator.num_processes)
         self.stored = self.task.stored(data)
         self.carried: tuple[Tensor, ...] | None = None
         resumed, loop = (folder / STATE).is_file(), plan.train
         self.model_config = self.task.config(plan.model, data)
         model = self.task.model(**self.model_config)
-        set_seed(loop.seed)
+        set_seed(loop.seed, device_specific=True)  # no two processes draw the same dropout
         self.task.initialise(model, plan.model, loop.seed)
         if loop.start is not None and not resumed:
             start_from(loop.start, model, plan.task, self.stored)
@@ -78,7 +81,7 @@ class Run:
             dope(model, seed=loop.seed, **plan.doping.model_dump(exclude={"anneal", "cmr"}))
             if resumed:
                 fit_factors(folder, model)
-        self.total = loop.epochs * len(self._batches(0))
+        self.total = loop.epochs * math.ceil(len(self._batches(0)) / loop.accumulate)
         self.annealing, self.cmr = self._doping(model)
         self.bare = model
         optimiser = (
@@ -141,7 +144,7 @@ class Run:
         if rival is not None:
             metrics[f"dense_test_{best}"] = rival
         checkpoint.update_metrics(self.folder, metrics)
-        save_state(self.folder, self.bare, self._plain_optimiser(), self.carried, asdict(self.at))
+        save_state(self.folder, self.bare, self._plain_optimiser(), [own_state()], asdict(self.at))
         return metrics
 
     def _epoch(self, show: Callable[[str], None]) -> None:
@@ -157,18 +160,18 @@ class Run:
         logged, since = time.perf_counter(), 0
         self.model.train()
         batches = self._batches(at.epoch)
-        for index in range(at.batch, len(batches)):
-            total, count = self._step(batches[index])
-            running += total
-            since += count
-            at.batch, at.step = index + 1, at.step + 1
+        for begin in range(at.batch, len(batches), loop.accumulate):
+            group = [batches[i] for i in range(begin, min(begin + loop.accumulate, len(batches)))]
+            since += self._step(group, running)
+            at.batch, at.step = begin + len(group), at.step + 1
             last = at.batch == len(batches)
             if at.step % loop.log_steps and at.step % loop.save_steps and not last:
                 continue
-            at.loss, at.items = at.loss + self._loss(running), at.items + since
+            loss, items = self._sums(running, since)
+            at.loss, at.items = at.loss + loss, at.items + items
             running.zero_()
             now = time.perf_counter()
-            speed, logged, since = since / (now - logged), now, 0
+            speed, logged, since = items / (now - logged), now, 0
             name, value = self.task.shown(at.loss / at.items)
             self._write(
                 "train",
@@ -184,21 +187,33 @@ class Run:
         at.seconds += time.perf_counter() - started
         self._validate(show)
 
-    def _step(self, batch: Batch) -> tuple[Tensor, int]:
-        """One update; returns the summed loss of the batch's items, detached, and how many they are."""
-        device, loop = self.accelerator.device, self.plan.train
+    def _step(self, group: Sequence[Batch], running: Tensor) -> int:
+        """One update, by the mean of the batches' objectives; adds the summed loss of their items to `running`, and returns how
+        many they are."""
         if self.cmr is not None:
             self.cmr.apply(self.bare, self.at.step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
-            loss = self.task.loss(self.model, tuple(part.to(device) for part in batch), self.carried)
-        self.carried = None if loss.carried is None else tuple(part.detach() for part in loss.carried)
         self.optimiser.zero_grad()
-        self.accelerator.backward(loss.objective)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), loop.clip)
+        count = 0
+        for left, batch in zip(range(len(group) - 1, -1, -1), group, strict=True):
+            # processes average their gradients once a group
+            with self.accelerator.no_sync(self.model) if left else nullcontext():
+                loss = self._objective(batch)
+                self.accelerator.backward(loss.objective / len(group))
+            running += loss.total
+            count += loss.count
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.train.clip)
         self.optimiser.step()
         if self.annealing is not None:
             self.annealing.step()
-        return loss.total, loss.count
+        return count
+
+    def _objective(self, batch: Batch) -> Loss:
+        """The loss of a batch, whose LSTM state is carried on to the next one."""
+        device, bf16 = self.accelerator.device, self.plan.train.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = self.task.loss(self.model, tuple(part.to(device) for part in batch), self.carried)
+        self.carried = None if loss.carried is None else tuple(part.detach() for part in loss.carried)
+        return loss
 
     def _validate(self, show: Callable[[str], None]) -> None:
         at, best = self.at, self.task.best
@@ -254,17 +269,24 @@ class Run:
         checkpoint.save(self.folder, config, tensors, doped)
 
     def _save_state(self) -> None:
+        own = own_state(self.carried)
+        every = [own]
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            both = {key: self.accelerator.gather(value.to(device)[None]) for key, value in own.items()}
+            every = [{key: part[i] for key, part in both.items()} for i in range(self.at.processes)]
         if self.accelerator.is_main_process:
-            save_state(self.folder, self.bare, self._plain_optimiser(), self.carried, asdict(self.at))
+            save_state(self.folder, self.bare, self._plain_optimiser(), every, asdict(self.at))
 
     def _stopped(self) -> bool:
         """Whether early stopping is due."""
         at, patience = self.at, self.plan.train.patience
         return bool(patience and at.best_final and at.epoch - at.best_epoch >= patience)
 
-    def _loss(self, running: Tensor) -> float:
-        """The sum since the last look, over all processes. Raises TrainingError when it is not finite."""
-        return self._finite("loss", float(self.accelerator.reduce(running, reduction="mean")))
+    def _sums(self, loss: Tensor, items: int) -> tuple[float, int]:
+        """Both since the last look, over all processes. Raises TrainingError when the loss is not finite."""
+        both = self.accelerator.reduce(torch.stack([loss, loss.new_tensor(items)]), reduction="sum")
+        return self._finite("loss", float(both[0])), int(both[1])
 
     def _finite(self, what: str, value: float) -> float:
         if not math.isfinite(value):
@@ -307,9 +329,8 @@ class Run:
 
     def _resume(self) -> None:
         """Go on where the run in the folder stopped."""
-        self.carried, stored = load_state(
-            self.folder, self.bare, self._plain_optimiser(), self.accelerator.device
-        )
+        device, process = self.accelerator.device, self.accelerator.process_index
+        self.carried, stored = load_state(self.folder, self.bare, self._plain_optimiser(), device, process)
         try:
             self.at = Position(**stored)
         except TypeError as error:
@@ -320,6 +341,10 @@ class Run:
             raise CheckpointError(
                 f"run folder {self.folder}", "the data it was started with, to be resumed", "others", ANEW
             )
+        processes = self.accelerator.num_processes
+        if self.at.processes != processes and not self.at.finished:
+            needs, got = f"the {self.at.processes} processes it was started with", f"{processes}"
+            raise CheckpointError(f"run folder {self.folder}", f"{needs}, to be resumed", got, ANEW)
         if self.annealing is not None:
             self.annealing.resume(self.at.step)
 

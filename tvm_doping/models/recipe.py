@@ -77,6 +77,9 @@ class TrainRecipe(Part):
 
     epochs: int = Field(ge=1, description="passes over the training split")
     batch: int = Field(default=20, ge=1, description="streams side by side, N")
+    accumulate: int = Field(
+        default=1, ge=1, description="batches to one step of the optimiser, by the mean of their gradients"
+    )
     steps: int = Field(
         default=20,
         ge=1,

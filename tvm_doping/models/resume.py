@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,10 @@ def save_state(
     folder: Path,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    carried: tuple[Tensor, ...] | None,
+    own: Sequence[dict[str, Tensor]],
     progress: dict[str, Any],
 ) -> None:
-    """Write model, optimiser, random generators, the carried LSTM state and `progress` (JSON) as one file,
-    atomically."""
+    """Write model, optimiser, each process's `own_state` and `progress` (JSON) as one file, atomically."""
     tensors = {f"model:{name}": value for name, value in model.state_dict().items()}
     state = optimiser.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
@@ -37,10 +37,8 @@ def save_state(
                 tensors[f"optimiser:{index}:{name}"] = value
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    tensors |= {f"carried:{index}": value for index, value in enumerate(carried or ())}
-    tensors["random:cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random:cuda"] = torch.cuda.get_rng_state()
+    for process, values in enumerate(own):
+        tensors |= {_prefix(process) + key: value for key, value in values.items()}
     header = {"progress": progress, "groups": state["param_groups"], "scalars": scalars}
     partial = folder / f".{FILE}.{os.getpid()}"
     # clones: safetensors refuses two names for one memory, which tied weights are
@@ -49,30 +47,44 @@ def save_state(
     os.replace(partial, folder / FILE)
 
 
+def own_state(carried: tuple[Tensor, ...] | None = None) -> dict[str, Tensor]:
+    """What no other process has: the random generators, and the LSTM state carried from batch to batch."""
+    own = {f"carried:{index}": value for index, value in enumerate(carried or ())}
+    own["random:cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        own["random:cuda"] = torch.cuda.get_rng_state()
+    return own
+
+
 def load_state(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device, process: int = 0
 ) -> tuple[tuple[Tensor, ...] | None, dict[str, Any]]:
-    """Put back what `save_state` wrote; returns (carried LSTM state, progress). Raises CheckpointError if
-    damaged."""
+    """Put back what `save_state` wrote, for one process; returns (carried LSTM state, progress). Raises CheckpointError if
+    damaged.
+
+    A process that the state knows nothing of keeps its random generators.
+    """
     path = folder / FILE
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        model.load_state_dict(_part(tensors, "model"))
+        model.load_state_dict(_part(tensors, "model:"))
         state: dict[int, dict[str, Any]] = {}
-        for key, value in _part(tensors, "optimiser").items():
+        for key, value in _part(tensors, "optimiser:").items():
             index, _, name = key.partition(":")
             state.setdefault(int(index), {})[name] = value
         for index, values in header["scalars"].items():
             state.setdefault(int(index), {}).update(values)
         optimiser.load_state_dict({"state": state, "param_groups": header["groups"]})
-        torch.set_rng_state(tensors["random:cpu"])
-        if "random:cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random:cuda"])
+        own = _part(tensors, _prefix(process)) if process else tensors
+        if own:
+            torch.set_rng_state(own["random:cpu"])
+        if "random:cuda" in own and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["random:cuda"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise _damaged(path, error) from error
-    carried = _part(tensors, "carried")
+    carried = _part(own, "carried:")
     progress: dict[str, Any] = header["progress"]
     return (tuple(carried[key].to(device) for key in sorted(carried)) or None), progress
 
@@ -110,9 +122,10 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _prefix(process: int) -> str:
+    """Of the names of what is a process's own; none of the first's."""
+    return f"process{process}:" if process else ""
+
+
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}:"): value
-        for name, value in tensors.items()
-        if name.startswith(f"{prefix}:")
-    }
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

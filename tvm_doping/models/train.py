@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, RecipeError
 from tvm_doping.models.loop import ANEW, Run
-from tvm_doping.models.recipe import Recipe, differences, dump_recipe, load_recipe
+from tvm_doping.models.recipe import Recipe, TrainRecipe, differences, dump_recipe, load_recipe
 from tvm_doping.models.resume import FILE as STATE
 from tvm_doping.models.tasks import TASKS
 from tvm_doping.places import check_writable
@@ -40,7 +41,8 @@ def train(
     Beside the checkpoint of the best validation stand `recipe.yaml` (resolved), `metrics.jsonl`
     and the state to resume from, written every `train.save_steps` steps. A doped model's checkpoint counts
     as best only once S is as sparse as it is to be. Raises RecipeError, DataError, CheckpointError, and
-    TrainingError for a loss that is NaN.
+    TrainingError for a loss that is NaN. Of several processes (`accelerate launch`) the first writes, and gets the
+    metrics; the others get none.
     """
     plan = load_recipe(recipe, overrides)
     _keep_memory()
@@ -49,7 +51,7 @@ def train(
     task = TASKS[plan.task]
     rival = None if dense is None else _test_metric(dense, task.best)
     read = task.read(plan.data, None if data is None else Path(data), plan.name)
-    accelerator = Accelerator()
+    accelerator = _accelerator(plan.train)
     if accelerator.is_main_process:
         _open(folder, plan, resume)
     accelerator.wait_for_everyone()
@@ -57,6 +59,24 @@ def train(
     metrics = run.finish(rival) if run.at.finished else run.all(rival)
     accelerator.wait_for_everyone()
     return metrics
+
+
+def _accelerator(loop: TrainRecipe) -> Accelerator:
+    """Devices and processes as accelerate was launched; precision and accumulation are the recipe's, which the run keeps."""
+    for variable, off, field, own in (
+        ("ACCELERATE_MIXED_PRECISION", "no", "precision", loop.precision),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "accumulate", str(loop.accumulate)),
+    ):
+        asked = os.environ.get(variable, off)
+        if asked not in (off, own):
+            raise RecipeError(
+                f"train.{field}",
+                f"{asked}, as {variable} (a flag of accelerate launch) says",
+                own,
+                f"Leave the flag out, and set train.{field}.",
+            )
+    once = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
 
 
 def _open(folder: Path, plan: Recipe, resume: bool) -> None:
