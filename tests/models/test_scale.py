@@ -17,7 +17,10 @@ from tests.models.conftest import fields
 from tests.models.test_intent import write
 from tvm_doping.errors import CheckpointError, RecipeError
 from tvm_doping.models import Recipe, read_metrics
+from tvm_doping.models.tasks import TASKS
 from tvm_doping.models.tasks import language_model as lm
+from tvm_doping.models.tasks.protocol import Share
+from tvm_doping.models.tasks.sentences import sample
 from tvm_doping.models.train import train
 
 
@@ -186,6 +189,19 @@ def intents(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     out = folder.parent / "-".join(f"{value}" for value in changes.values())
     train("intent-dense", folder, out, overrides=overrides, progress=False)
     return {k[6:]: v for k, v in load_file(out / "resume.safetensors").items() if k.startswith("model:")}
+
+
+def test_processes_take_the_batches_of_a_group() -> None:
+    task, data = TASKS["intent"], sample()
+
+    def epoch(**share: int) -> list[torch.Tensor]:
+        batches = task.batches(data, batch=8, steps=1, seed=0, epoch=2, share=Share(**share))
+        return [tokens for tokens, _ in batches]
+
+    whole, parts = epoch(), [epoch(index=i, count=3) for i in range(3)]
+    groups = [tokens for group in zip(*parts, strict=True) for tokens in group]
+    assert len(whole) - len(groups) == len(whole) % 3
+    assert all(map(torch.equal, groups, whole))  # what train.accumulate: 3 puts together in one process
 
 
 def test_small_batches_together_are_a_large_one(tmp_path: Path) -> None:

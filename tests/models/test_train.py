@@ -277,7 +277,7 @@ def test_the_state_is_carried_from_segment_to_segment() -> None:
 def test_the_loss_is_summed_over_time_and_averaged_over_the_batch() -> None:
     model = LanguageModel(13, 8, 9, 2).eval()
     tokens = torch.randint(13, (13, 3))
-    loss, _ = lm.segment_loss(model, tokens[:-1], tokens[1:], None)
+    loss, *_ = lm.segment_loss(model, tokens[:-1], tokens[1:], None)
     logits, _ = model(tokens[:-1])
     mean = functional.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten())
     assert float(loss.detach()) == pytest.approx(12 * float(mean.detach()), rel=1e-5)

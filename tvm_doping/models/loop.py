@@ -21,6 +21,7 @@ from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, DopingError
 from tvm_doping.models.anneal import Annealing
 from tvm_doping.models.cmr import CmrSchedule, cancellation
+from tvm_doping.models.distil import Teacher
 from tvm_doping.models.doping import dope
 from tvm_doping.models.loading import load_model, model_tensors
 from tvm_doping.models.metrics import MetricsLog
@@ -43,7 +44,7 @@ class Position:
     """Where a run stands: what is stored with its state.
 
     batch: of the epoch; step: of the optimiser; loss, items: summed over the epoch so far; data: sha256 of what is trained
-    on; processes: how many share the run.
+    on; processes: how many share the run; teacher: sha256 of its weights.
     """
 
     epoch: int = 0
@@ -58,6 +59,7 @@ class Position:
     items: int = 0
     data: str = ""
     processes: int = 1
+    teacher: str = ""
 
 
 class Run:
@@ -70,6 +72,7 @@ class Run:
         self.data, self.at = data, Position(data=data.sha256, processes=accelerator.num_processes)
         self.stored = self.task.stored(data)
         self.carried: tuple[Tensor, ...] | None = None
+        self.teacher: Teacher | None = None
         resumed, loop = (folder / STATE).is_file(), plan.train
         self.model_config = self.task.config(plan.model, data)
         model = self.task.model(**self.model_config)
@@ -90,8 +93,12 @@ class Run:
             else torch.optim.Adam(model.parameters(), lr=loop.lr, weight_decay=loop.weight_decay)
         )
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
-        if resumed:
-            self._resume()
+        taught = self._resume() if resumed else None
+        if loop.teacher is not None and not self.at.finished:
+            self.teacher = Teacher(loop.teacher, loop.distil, plan.task, self.stored, accelerator.device)
+            self.teacher.carried = taught
+            self._same("teacher", self.at.teacher if resumed else self.teacher.sha256, self.teacher.sha256)
+            self.at.teacher = self.teacher.sha256
         self.log = MetricsLog(folder, self.at.step) if accelerator.is_main_process else None
 
     def all(self, rival: float | None) -> dict[str, Any]:
@@ -210,10 +217,11 @@ class Run:
     def _objective(self, batch: Batch) -> Loss:
         """The loss of a batch, whose LSTM state is carried on to the next one."""
         device, bf16 = self.accelerator.device, self.plan.train.precision == "bf16"
+        batch = tuple(part.to(device) for part in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = self.task.loss(self.model, tuple(part.to(device) for part in batch), self.carried)
+            loss = self.task.loss(self.model, batch, self.carried)
         self.carried = None if loss.carried is None else tuple(part.detach() for part in loss.carried)
-        return loss
+        return loss if self.teacher is None else self.teacher.teach(loss, batch)
 
     def _validate(self, show: Callable[[str], None]) -> None:
         at, best = self.at, self.task.best
@@ -234,6 +242,8 @@ class Run:
                 f"epoch {at.epoch} of {self.plan.train.epochs}, step {at.step}: {both}, {at.seconds:.0f} s"
             )
         at.loss, at.items, self.carried = 0.0, 0, None
+        if self.teacher is not None:
+            self.teacher.carried = None
         sign = 1 if self.task.higher else -1
         if at.best is None or (final, sign * valid) > (at.best_final, sign * at.best):
             at.best, at.best_epoch, at.best_final = valid, at.epoch, final
@@ -269,7 +279,7 @@ class Run:
         checkpoint.save(self.folder, config, tensors, doped)
 
     def _save_state(self) -> None:
-        own = own_state(self.carried)
+        own = own_state(self.carried, None if self.teacher is None else self.teacher.carried)
         every = [own]
         if self.accelerator.num_processes > 1:
             device = self.accelerator.device
@@ -327,26 +337,32 @@ class Run:
             self.data, batch=loop.batch, steps=loop.steps, seed=loop.seed, epoch=epoch, share=share
         )
 
-    def _resume(self) -> None:
-        """Go on where the run in the folder stopped."""
+    def _resume(self) -> tuple[Tensor, ...] | None:
+        """Go on where the run in the folder stopped; returns the LSTM state of its teacher."""
         device, process = self.accelerator.device, self.accelerator.process_index
-        self.carried, stored = load_state(self.folder, self.bare, self._plain_optimiser(), device, process)
+        self.carried, taught, stored = load_state(
+            self.folder, self.bare, self._plain_optimiser(), device, process
+        )
         try:
             self.at = Position(**stored)
         except TypeError as error:
             raise CheckpointError(
                 f"run folder {self.folder}", "a state of this version", str(error), ANEW
             ) from error
-        if self.at.data != self.data.sha256:
-            raise CheckpointError(
-                f"run folder {self.folder}", "the data it was started with, to be resumed", "others", ANEW
-            )
+        self._same("data", self.at.data, self.data.sha256)
         processes = self.accelerator.num_processes
         if self.at.processes != processes and not self.at.finished:
             needs, got = f"the {self.at.processes} processes it was started with", f"{processes}"
             raise CheckpointError(f"run folder {self.folder}", f"{needs}, to be resumed", got, ANEW)
         if self.annealing is not None:
             self.annealing.resume(self.at.step)
+        return taught
+
+    def _same(self, what: str, before: str, now: str) -> None:
+        if before != now:
+            raise CheckpointError(
+                f"run folder {self.folder}", f"the {what} it was started with, to be resumed", "another", ANEW
+            )
 
     def _density(self) -> dict[str, float]:
         if self.annealing is None:

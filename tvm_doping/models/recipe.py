@@ -72,6 +72,17 @@ class DopingRecipe(Part):
     cmr: CmrRecipe = Field(default=CmrRecipe(), description="co-matrix dropout")
 
 
+class DistilRecipe(Part):
+    """What the student of `train.teacher` learns from it."""
+
+    weight: float = Field(
+        default=0.5, gt=0, le=1, description="share of the teacher in the objective; the rest is the data's"
+    )
+    temperature: float = Field(
+        default=2.0, gt=0, description="what both models' logits are divided by when they are compared"
+    )
+
+
 class TrainRecipe(Part):
     """The training loop."""
 
@@ -109,6 +120,10 @@ class TrainRecipe(Part):
     start: str | None = Field(
         default=None, description="run folder of a dense model: its weights, before doping; none: random ones"
     )
+    teacher: str | None = Field(
+        default=None, description="run folder of a model, mostly dense, whose predictions are learned too"
+    )
+    distil: DistilRecipe = Field(default=DistilRecipe(), description="how, of a teacher")
 
 
 class Recipe(Part):
@@ -220,6 +235,11 @@ def _parts(task: Task[Any]) -> dict[str, type[Part]]:
 
 def _check(recipe: Recipe, label: str) -> None:
     """What one field alone cannot say."""
+    if recipe.train.teacher is not None and not TASKS[recipe.task].classes:
+        able = ", ".join(name for name, task in TASKS.items() if task.classes)
+        raise RecipeError(
+            f"recipe {label}: train.teacher", f"a task with logits ({able})", recipe.task, "Leave it out."
+        )
     doping = recipe.doping
     if doping is None:
         return

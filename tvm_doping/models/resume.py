@@ -47,9 +47,14 @@ def save_state(
     os.replace(partial, folder / FILE)
 
 
-def own_state(carried: tuple[Tensor, ...] | None = None) -> dict[str, Tensor]:
-    """What no other process has: the random generators, and the LSTM state carried from batch to batch."""
+Carried = tuple[Tensor, ...] | None
+
+
+def own_state(carried: Carried = None, taught: Carried = None) -> dict[str, Tensor]:
+    """What no other process has: the random generators, and the LSTM state carried from batch to batch, of the model and of
+    its teacher."""
     own = {f"carried:{index}": value for index, value in enumerate(carried or ())}
+    own |= {f"taught:{index}": value for index, value in enumerate(taught or ())}
     own["random:cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         own["random:cuda"] = torch.cuda.get_rng_state()
@@ -58,9 +63,9 @@ def own_state(carried: tuple[Tensor, ...] | None = None) -> dict[str, Tensor]:
 
 def load_state(
     folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device, process: int = 0
-) -> tuple[tuple[Tensor, ...] | None, dict[str, Any]]:
-    """Put back what `save_state` wrote, for one process; returns (carried LSTM state, progress). Raises CheckpointError if
-    damaged.
+) -> tuple[Carried, Carried, dict[str, Any]]:
+    """Put back what `save_state` wrote, for one process; returns (carried LSTM state, the teacher's, progress). Raises
+    CheckpointError if damaged.
 
     A process that the state knows nothing of keeps its random generators.
     """
@@ -84,9 +89,12 @@ def load_state(
             torch.cuda.set_rng_state(own["random:cuda"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise _damaged(path, error) from error
-    carried = _part(own, "carried:")
+    carried, taught = (_part(own, f"{name}:") for name in ("carried", "taught"))
     progress: dict[str, Any] = header["progress"]
-    return (tuple(carried[key].to(device) for key in sorted(carried)) or None), progress
+    first, second = (
+        tuple(some[key].to(device) for key in sorted(some)) or None for some in (carried, taught)
+    )
+    return first, second, progress
 
 
 def fit_factors(folder: Path, model: nn.Module) -> None:

@@ -22,24 +22,13 @@ def start_from(folder: str | os.PathLike[str], model: nn.Module, task: str, stor
     """
     found = checkpoint.load(folder)
     what = f"train.start {folder}"
-    if found.config.get("task") != task:
-        raise CheckpointError(
-            what, f"a run of {task}", f"one of {found.config.get('task')}", "Name another folder."
-        )
+    check_same(what, found.config, task, stored)
     if found.structures:
         raise CheckpointError(
             what,
             "a run of a dense model",
             f"a doped one ({len(found.structures)} doped weights)",
             "Name the folder of the dense run.",
-        )
-    strange = [key for key, value in stored.items() if found.config.get(key) != value]
-    if strange:
-        raise CheckpointError(
-            what,
-            f"the {' and '.join(strange)} of this run's data",
-            "another",
-            "Train both on the same data, with the same part `data` of the recipe.",
         )
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: array.shape for name, array in found.tensors.items()}
@@ -57,3 +46,19 @@ def start_from(folder: str | os.PathLike[str], model: nn.Module, task: str, stor
             "Make the part `model` of both recipes agree.",
         )
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in found.tensors.items()})
+
+
+def check_same(what: str, config: dict[str, Any], task: str, stored: dict[str, Any]) -> None:
+    """Raise CheckpointError unless a run, by its config, is of this task, and of data that make the same `stored`."""
+    if config.get("task") != task:
+        raise CheckpointError(
+            what, f"a run of {task}", f"one of {config.get('task')}", "Name another folder."
+        )
+    strange = [key for key, value in stored.items() if config.get(key) != value]
+    if strange:
+        raise CheckpointError(
+            what,
+            f"the {' and '.join(strange)} of this run's data",
+            "another",
+            "Train both on the same data, with the same part `data` of the recipe.",
+        )

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from tvm_doping.errors import DataError, InvalidInput
-from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task
+from tvm_doping.models.tasks.protocol import Batch, Logits, Loss, Part, Share, Task
 from tvm_doping.models.tasks.reading import by_length
 from tvm_doping.models.tasks.sentences import Sentences, labelled, sample
 
@@ -73,7 +73,7 @@ class IntentDetection(Task[Sentences]):
     """A batch holds sentences of one length, as a compiled model takes them: there is no padding to learn or to mask."""
 
     data_recipe, model_recipe = DataRecipe, ModelRecipe
-    best, higher, unit = "accuracy", True, "sentences"
+    best, higher, unit, classes = "accuracy", True, "sentences", True
 
     def model(self, **config: Any) -> IntentModel:
         return IntentModel(**config)
@@ -109,8 +109,10 @@ class IntentDetection(Task[Sentences]):
     def loss(self, model: nn.Module, batch: Batch, carried: tuple[Tensor, ...] | None) -> Loss:
         tokens, wanted = batch
         with parametrize.cached():  # each doped weight is computed once a batch
-            value = functional.cross_entropy(model(tokens), wanted)
-        return Loss(objective=value, total=value.detach() * len(wanted), count=len(wanted))
+            logits = model(tokens)
+        value, count = functional.cross_entropy(logits, wanted), len(wanted)
+        taught = Logits(values=logits, scale=1 / count)
+        return Loss(objective=value, total=value.detach() * count, count=count, logits=taught)
 
     @torch.no_grad()
     def evaluate(

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from tvm_doping.errors import DataError, InvalidInput
 from tvm_doping.models.tasks import awd as regularising
-from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task, check_tied, perplexity_of
+from tvm_doping.models.tasks.protocol import Batch, Logits, Loss, Part, Share, Task, check_tied, perplexity_of
 from tvm_doping.models.tasks.text import Corpus, ptb, pydoc_topics
 
 State = tuple[Tensor, Tensor]
@@ -54,7 +54,7 @@ class LanguageModelling(Task[Corpus]):
     """Streams of text side by side, the LSTM's state carried from segment to segment."""
 
     data_recipe, model_recipe = DataRecipe, ModelRecipe
-    best, higher, unit = "perplexity", False, "tokens"
+    best, higher, unit, classes = "perplexity", False, "tokens", True
 
     def model(self, **config: Any) -> LanguageModel:
         return LanguageModel(**config)
@@ -93,12 +93,13 @@ class LanguageModelling(Task[Corpus]):
     def loss(self, model: nn.Module, batch: Batch, carried: tuple[Tensor, ...] | None) -> Loss:
         tokens, targets = batch
         state = None if carried is None else (carried[0], carried[1])
-        value, new = segment_loss(model, tokens, targets, state)
+        value, new, logits = segment_loss(model, tokens, targets, state)
         total = value.detach() * tokens.shape[1]
         # a mean over all tokens in its paper, where this loss is a sum over time
         penalty = regularising.pop_penalty(model)
         objective = value if penalty is None else value + len(tokens) * penalty
-        return Loss(objective=objective, total=total, count=tokens.numel(), carried=new)
+        taught = Logits(values=logits, scale=1 / tokens.shape[1])
+        return Loss(objective=objective, total=total, count=tokens.numel(), carried=new, logits=taught)
 
     def evaluate(
         self, model: nn.Module, data: Corpus, split: str, *, batch: int, device: torch.device, final: bool
@@ -195,14 +196,13 @@ def segments(data: Tensor, steps: int, *, whole: bool) -> Iterator[tuple[Tensor,
 
 def segment_loss(
     model: nn.Module, tokens: Tensor, targets: Tensor, state: State | None
-) -> tuple[Tensor, State]:
-    """(cross entropy, summed over time and averaged over the batch as Zaremba's learning rates ask; state)"""
+) -> tuple[Tensor, State, Tensor]:
+    """(cross entropy, summed over time and averaged over the batch as Zaremba's learning rates ask; state; logits (T N, V))"""
     with parametrize.cached():  # each doped weight is computed once a segment
         logits, new = model(tokens, state)
-    loss = (
-        functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / tokens.shape[1]
-    )
-    return loss, new
+    logits = logits.flatten(0, 1)
+    loss = functional.cross_entropy(logits, targets.flatten(), reduction="sum") / tokens.shape[1]
+    return loss, new, logits
 
 
 @torch.no_grad()

@@ -55,18 +55,34 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Logits:
+    """What a teacher's are compared with.
+
+    values   (items, classes), with their gradient;
+    counted  (items,) bool: those that the loss counts; None: all;
+    scale    what the objective multiplies an item's cross entropy by.
+    """
+
+    values: Tensor
+    scale: float
+    counted: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """Of one batch.
 
     objective  what is differentiated, scaled and regularised as the task likes;
     total      the plain loss summed over `count` items, detached: what is reported is the mean over an epoch;
-    carried    the LSTM state for the next batch, where batches follow each other in time.
+    carried    the LSTM state for the next batch, where batches follow each other in time;
+    logits     what the model can be taught by (`distil.Teacher`), of tasks that choose among classes.
     """
 
     objective: Tensor
     total: Tensor
     count: int
     carried: tuple[Tensor, ...] | None = None
+    logits: Logits | None = None
 
 
 class Task(ABC, Generic[AnyData]):
@@ -74,7 +90,8 @@ class Task(ABC, Generic[AnyData]):
 
     data_recipe, model_recipe  the recipe's parts `data` and `model`;
     best    the metric of `evaluate` that chooses the checkpoint; higher: whether more of it is better;
-    unit    what a Loss counts ("tokens"), for the speed in metrics.jsonl.
+    unit    what a Loss counts ("tokens"), for the speed in metrics.jsonl;
+    classes whether its losses have logits.
     """
 
     data_recipe: ClassVar[type[Part]]
@@ -82,6 +99,7 @@ class Task(ABC, Generic[AnyData]):
     best: ClassVar[str]
     higher: ClassVar[bool]
     unit: ClassVar[str]
+    classes: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, recipe: Any, folder: Path | None, name: str) -> AnyData:

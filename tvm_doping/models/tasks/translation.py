@@ -22,7 +22,7 @@ from tvm_doping.models.tasks.parallel import (
     parallel_text,
     sample,
 )
-from tvm_doping.models.tasks.protocol import Batch, Loss, Part, Share, Task, check_tied, perplexity_of
+from tvm_doping.models.tasks.protocol import Batch, Logits, Loss, Part, Share, Task, check_tied, perplexity_of
 from tvm_doping.models.tasks.reading import by_length
 from tvm_doping.models.tasks.seq2seq import Translator
 from tvm_doping.subwords import END, START
@@ -61,7 +61,7 @@ class Translation(Task[ParallelCorpus]):
     """Sentence pairs; a batch's sources are of one length. BLEU chooses the checkpoint."""
 
     data_recipe, model_recipe = DataRecipe, ModelRecipe
-    best, higher, unit = "bleu", True, "tokens"
+    best, higher, unit, classes = "bleu", True, "tokens", True
 
     def model(self, **config: Any) -> Translator:
         return Translator(**config)
@@ -103,7 +103,10 @@ class Translation(Task[ParallelCorpus]):
         objective = functional.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=smoothing)
         with torch.no_grad():
             total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return Loss(objective=objective, total=total, count=int((labels != IGNORED).sum()))
+        counted = labels != IGNORED
+        count = int(counted.sum())
+        taught = Logits(values=logits, counted=counted, scale=1 / count)
+        return Loss(objective=objective, total=total, count=count, logits=taught)
 
     def evaluate(
         self,
