@@ -105,7 +105,7 @@ def test_a_teacher_alone_teaches(dense: Path, texts: Path, tmp_path: Path) -> No
     teacher = checkpoint.read_config(dense)["metrics"]["test_perplexity"]
     assert metrics["test_perplexity"] < 15 and teacher < 12  # a guess would give 21
     rows = [row["train_perplexity"] for row in read_metrics(tmp_path) if row["event"] == "epoch"]
-    assert teacher / 2 < rows[-1] < rows[0] < 21
+    assert teacher / 2 < rows[-1] < rows[0] < 40
 
 
 @pytest.mark.parametrize("at", [9, 61])

@@ -208,6 +208,8 @@ class Run:
                 self.accelerator.backward(loss.objective / len(group))
             running += loss.total
             count += loss.count
+        if self.annealing is not None:
+            self.annealing.look()
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.train.clip)
         self.optimiser.step()
         if self.annealing is not None:
@@ -319,6 +321,8 @@ class Run:
             end=int(anneal.end * self.total),
             frequency=anneal.frequency,
             scope=anneal.scope,
+            regrow=anneal.regrow,
+            regrow_end=int(anneal.regrow_end * self.total),
         )
         schedule = CmrSchedule(
             structured=cmr.structured,

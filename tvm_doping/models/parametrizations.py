@@ -26,7 +26,9 @@ class DopedWeight(nn.Module):
     pattern           which masks are allowed (a key of `sparsity.PATTERNS`);
     cmr_structured    probability that an output row of the structured part is dropped (training only,
                       inverted scaling);
-    cmr_sparse        the same of the sparse part.
+    cmr_sparse        the same of the sparse part;
+    dense_gradient    whether the closed entries of S get a gradient too (training only): the one they would have, were they
+                      open.
     """
 
     kind: ClassVar[str]
@@ -43,6 +45,7 @@ class DopedWeight(nn.Module):
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool))
         self.nonzeros, self.pattern = nonzeros, pattern
         self.cmr_structured = self.cmr_sparse = 0.0
+        self.dense_gradient = False
 
     def structured(self) -> Tensor:
         """The structured part (m, n), as an expression of the factors."""
@@ -55,11 +58,16 @@ class DopedWeight(nn.Module):
 
     def forward(self, S: Tensor) -> Tensor:
         """The weight; S (m, n) float32."""
-        structured, sparse = self.structured(), S * self.mask
+        structured, sparse = self.structured(), self.masked(S)
         if self.training and (self.cmr_structured or self.cmr_sparse):
             structured = structured * _kept_rows(S, self.cmr_structured)
             sparse = sparse * _kept_rows(S, self.cmr_sparse)
         return structured + sparse
+
+    def masked(self, S: Tensor) -> Tensor:
+        """S * mask: literally, unless closed entries are to get a gradient."""
+        straight = self.training and self.dense_gradient
+        return S - (S * ~self.mask).detach() if straight else S * self.mask
 
     def right_inverse(self, W: Tensor) -> Tensor:
         """The S that gives W where the mask is open: assigning to the weight leaves the factors alone."""
@@ -124,7 +132,7 @@ class ZeroWeight(DopedWeight):
     kind = "zero"
 
     def forward(self, S: Tensor) -> Tensor:
-        W = S * self.mask
+        W = self.masked(S)
         return W * _kept_rows(S, self.cmr_sparse) if self.training and self.cmr_sparse else W
 
     def right_inverse(self, W: Tensor) -> Tensor:

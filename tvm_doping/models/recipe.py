@@ -30,6 +30,10 @@ class AnnealRecipe(Part):
     scope: Literal["matrix", "global"] = Field(
         default="matrix", description="one density for each weight, or one ranking over all"
     )
+    regrow: float = Field(
+        default=0.0, ge=0, le=1, description="share of S's entries exchanged at first, after end; 0: none"
+    )
+    regrow_end: float = Field(default=0.75, ge=0, le=1, description="where exchanging ends")
 
 
 class CmrRecipe(Part):
@@ -253,6 +257,13 @@ def _check(recipe: Recipe, label: str) -> None:
     if doping.anneal.start > doping.anneal.end or doping.cmr.start > doping.cmr.end:
         raise RecipeError(
             f"recipe {label}: doping", "start <= end", "start > end", "Swap them in anneal or cmr."
+        )
+    if doping.anneal.regrow and doping.anneal.regrow_end < doping.anneal.end:
+        raise RecipeError(
+            f"recipe {label}: doping.anneal.regrow_end",
+            f"at least anneal.end, {doping.anneal.end:g}",
+            f"{doping.anneal.regrow_end:g}",
+            "Raise it, or set regrow to 0.",
         )
     if doping.structure == "zero" and not doping.sparse:
         raise RecipeError(
