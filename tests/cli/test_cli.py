@@ -455,7 +455,7 @@ def test_compile_saves_and_shows_the_bundle(capsys, monkeypatch, bundle, tmp_pat
         "top_k:5",
     ]
     code, printed, _ = tvm_doping_(capsys, *words)
-    assert code == 0 and "compiled and checked" in printed
+    assert code == 0 and "compiled and checked in" in printed
     (run, target, options) = said[0]
     assert (run, target.name) == (tmp_path, "x86-64-v2")
     assert options["force"] == {"format": "csr"} and options["batch"] == 4
@@ -464,6 +464,12 @@ def test_compile_saves_and_shows_the_bundle(capsys, monkeypatch, bundle, tmp_pat
     assert "x86-64-v3" in refused(capsys, "compile", tmp_path, "--target", "z80")
     assert "top_k:K" in refused(capsys, "compile", tmp_path, "--head", "best")
     assert len(said) == 1
+    for names, said_of_it in (
+        ("cuda-sm90,x86-64-v2", "compiled and checked (not cuda-sm90"),
+        ("cuda-sm90", "compiled, not run"),
+    ):
+        _, printed, _ = tvm_doping_(capsys, "compile", tmp_path, "--out", out, "--target", names)
+        assert said_of_it in printed
 
 
 def test_bench_checks_names_before_it_starts(capsys, tmp_path):

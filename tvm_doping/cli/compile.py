@@ -180,7 +180,7 @@ def compile(
     seconds = time.perf_counter() - start
     saved = bundle.save(out)
     show_bundle(bundle, screen)
-    screen.print(f"compiled and checked in {seconds:.1f} s -> {saved}")
+    screen.print(f"{_done(machines)} in {seconds:.1f} s -> {saved}")
 
 
 def _is_translator(run: Path) -> bool:
@@ -204,7 +204,19 @@ def _compile_translator(run: Path, machines: Sequence[Target], out: Path, option
     for bundle in bundles.values():
         show_bundle(bundle, screen)
     seconds = time.perf_counter() - start
-    screen.print(f"compiled and checked in {seconds:.1f} s -> {out}")
+    screen.print(f"{_done(machines)} in {seconds:.1f} s -> {out}")
+
+
+def _done(machines: Sequence[Target]) -> str:
+    """What was done: code for a CPU that this machine is not has not run."""
+    from tvm_doping.targets import missing_features
+
+    foreign = [machine.name for machine in machines if missing_features(machine.features)]
+    if len(foreign) < len(machines):
+        return "compiled and checked" + (
+            f" (not {', '.join(foreign)}, which cannot run here)" if foreign else ""
+        )
+    return "compiled, not run here"
 
 
 def _check_c(runtime: str, machines: Sequence[Target], threads: int) -> None:
