@@ -38,7 +38,7 @@ from tvm_doping.kernels.sparse import ROUNDING
 from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
 from tvm_doping.models.doping import doped_weights, original
-from tvm_doping.passes import REPORT, Context, Pack, pipeline, run_passes
+from tvm_doping.passes import RECALLED, REPORT, Context, Pack, pipeline, run_passes
 from tvm_doping.records import Book
 from tvm_doping.references import SEED, Arrays, reference_run, reference_runs
 from tvm_doping.rounding import Rounded, long_inputs, measure
@@ -66,13 +66,15 @@ class Compiled:
                   indices "scores.NAME", the logits that they were chosen by;
     threads       how many of a session it is made fast for;
     golden_error  the largest |compiled - PyTorch| of all comparisons; NaN where this machine cannot run the code.
-    module        the module after all passes: main, and the kernels that it calls.
+    module        the module after all passes: main, and the kernels that it calls;
+    records       the tuning records used, in words.
     precision     how low stored values may go; precision_error: what it costs, by output and state. Unless it is exact,
                   golden and golden_error are those of the model with its weights as they are stored.
     """
 
     library: bytes
     module: Any
+    records: tuple[str, ...]
     weights: dict[str, np.ndarray]
     signature: Signature
     target: Target
@@ -249,6 +251,7 @@ def lower(
     return Compiled(
         library=made,
         module=mod,
+        records=_records(mod, layers),
         weights=weights,
         signature=imported.signature,
         target=machine,
@@ -329,6 +332,12 @@ def _check_force(force: Mapping[str, Any]) -> None:
 def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
     functions = (f for _, f in mod.functions_items() if f.attrs and REPORT in f.attrs)
     return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
+
+
+def _records(mod: Any, layers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    recalled = [f.attrs[RECALLED] for _, f in mod.functions_items() if f.attrs and RECALLED in f.attrs]
+    used = {layer.get("plan", {}).get("record", "") for layer in layers} - {""}
+    return tuple(sorted(used.union(*(json.loads(str(text)) for text in recalled))))
 
 
 def _repeated(model: nn.Module) -> tuple[int, int]:

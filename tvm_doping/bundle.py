@@ -203,9 +203,7 @@ class Bundle:
                 "layers": compiled.layers,
                 "compression": compiled.compression,
                 "metrics": {key: number(value) for key, value in compiled.metrics.items()},
-                "records": sorted(
-                    {layer.get("plan", {}).get("record", "") for layer in compiled.layers} - {""}
-                ),
+                "records": compiled.records,
                 "tokens": tokens,
                 "labels": tuple(labels),
             }

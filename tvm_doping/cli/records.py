@@ -11,6 +11,7 @@ from tvm_doping.cli.show import console, table
 
 if TYPE_CHECKING:
     from tvm_doping.records import Record, Weight
+    from tvm_doping.records.files import AnyRecord
 
 records = typer.Typer(
     name="records",
@@ -43,11 +44,7 @@ def ls(places: Places = None) -> None:
         for r in file.records:
             rows.add_row(
                 file.operation,
-                "; ".join(_weight(weight) for weight in r.key.weights.values()),
-                r.key.precision,
-                str(r.key.batch),
-                str(r.key.threads),
-                _schedule(r),
+                *_described(r),
                 ", ".join(f"{us:.4g} ({T})" for T, us in r.us.items()),
                 f"{r.gain:.2f}x",
                 str(r.trials),
@@ -111,6 +108,18 @@ def _paths(places: list[Path] | None) -> list[Path]:
             raise RecordError(str(place), "files of records (*.json)", "none", "Name another folder.")
         found += inside
     return found
+
+
+def _described(record: AnyRecord) -> tuple[str, str, str, str, str]:
+    """Layer, precision, batch, threads and schedule."""
+    from tvm_doping.records import Record
+
+    if not isinstance(record, Record):
+        shapes = ", ".join("x".join(map(str, shape)) for shape in record.shapes)
+        return f"{record.name}: {shapes}", "exact", "", "1", f"a trace of {len(record.trace[0])} steps"
+    key = record.key
+    layer = "; ".join(_weight(weight) for weight in key.weights.values())
+    return layer, key.precision, str(key.batch), str(key.threads), _schedule(record)
 
 
 def _weight(weight: Weight) -> str:

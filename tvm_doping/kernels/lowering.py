@@ -17,6 +17,7 @@ from tvm_doping.kernels.conditions import split_at_conditions
 from tvm_doping.kernels.mathematics import replace_calls
 from tvm_doping.kernels.reductions import vectorize_reductions
 from tvm_doping.kernels.stores import sort_stores
+from tvm_doping.kernels.traced import TRACES, choose_by_size, scheduled
 
 # LLVM splits a vector that is wider than the target's, and shorter ones leave wider registers empty.
 _LANES = 8
@@ -42,14 +43,28 @@ def in_vectors(mod: Any) -> Any:
     LLVM does the most: whole loops in vectors with their tails, for any extents. It needs loops in the order of memory, no
     calls of libm, no conditions on the loop's variable; and sums it may not reorder, so that is done here.
     """
-    functions = {gv: order_loops(sort_stores(f)) for gv, f in mod.functions_items()}
+    special = {gv: [_to_loops(one) for one in scheduled(f)] for gv, f in mod.functions_items()}
+    functions = {gv: order_loops(sort_stores(_bare(f))) for gv, f in mod.functions_items()}
     mod = tvm.transform.Sequential(_loop_passes())(tvm.IRModule(functions, attrs=mod.attrs))
     # Calls are replaced last: what they become binds variables, which a copy of it would bind twice.
     functions = {
-        gv: replace_calls(vectorize_reductions(split_at_conditions(f), _LANES))
+        gv: choose_by_size(
+            replace_calls(vectorize_reductions(split_at_conditions(f), _LANES)), special.get(gv, [])
+        )
         for gv, f in mod.functions_items()
     }
     return tvm.IRModule(functions, attrs=mod.attrs)
+
+
+def _bare(function: Any) -> Any:
+    return function.without_attr(TRACES) if function.attrs and TRACES in function.attrs else function
+
+
+def _to_loops(function: Any) -> Any:
+    """A function with a schedule of its own as loops over flat buffers: its tiles and vectors stay as they are."""
+    with_target = function.with_attr("tirx.is_scheduled", True)
+    mod = tvm.transform.Sequential(_loop_passes())(tvm.IRModule({"main": with_target}))
+    return replace_calls(mod["main"])
 
 
 # tvm.tirx.build takes a pipeline by name only.

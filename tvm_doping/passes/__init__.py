@@ -7,5 +7,6 @@ from tvm_doping.passes.context import Context, Pass
 from tvm_doping.passes.fuse import REPORT
 from tvm_doping.passes.pack import Pack
 from tvm_doping.passes.pipeline import pipeline, run_passes
+from tvm_doping.passes.recall import RECALLED
 
-__all__ = ["REPORT", "Context", "Pack", "Pass", "pipeline", "reference", "run_passes"]
+__all__ = ["RECALLED", "REPORT", "Context", "Pack", "Pass", "pipeline", "reference", "run_passes"]

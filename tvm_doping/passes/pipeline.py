@@ -18,6 +18,7 @@ from tvm_doping.passes.match_embedding import MatchEmbedding
 from tvm_doping.passes.match_head import MatchHead
 from tvm_doping.passes.match_linear import MatchLinear
 from tvm_doping.passes.pack import Pack
+from tvm_doping.passes.recall import Recall
 from tvm_doping.passes.recover_structure import RecoverStructure
 
 
@@ -45,6 +46,7 @@ def pipeline(context: Context) -> list[Pass]:
         Fuse(context),  # a layer -> one kernel
         LowerHeads(context),  # the other argmax, ... -> kernels of their own
         Lower(context),  # the rest -> TVM's own loops
+        Recall(context),  # dense loops -> the schedules that tuning found
         LiftWeights(context),  # constants -> the parameter `weights`
     ]
 

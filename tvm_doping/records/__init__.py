@@ -2,6 +2,7 @@
 
 from tvm_doping.records.book import Book, Found, distance, own_folder
 from tvm_doping.records.files import merge, read, save, slug
+from tvm_doping.records.loops import LoopFile, LoopRecord, Workload
 from tvm_doping.records.model import (
     Choice,
     Device,
@@ -20,11 +21,14 @@ __all__ = [
     "Device",
     "Found",
     "Key",
+    "LoopFile",
+    "LoopRecord",
     "Numbers",
     "Record",
     "RecordFile",
     "Way",
     "Weight",
+    "Workload",
     "batch_class",
     "distance",
     "merge",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tvm_doping.errors import RecordError
-from tvm_doping.records.files import read
+from tvm_doping.records.files import AnyFile, read
+from tvm_doping.records.loops import LoopFile, LoopRecord
 from tvm_doping.records.model import Device, Key, Record, RecordFile, Weight
 
 FOLDER_VARIABLE = "TVM_DOPING_RECORDS"
@@ -47,7 +48,7 @@ class Found:
 class Book:
     """Files of records; empty, it has none."""
 
-    files: tuple[RecordFile, ...] = ()
+    files: tuple[AnyFile, ...] = ()
 
     @classmethod
     def open(cls, folders: Sequence[str | os.PathLike[str]]) -> Book:
@@ -79,11 +80,23 @@ class Book:
         found = [
             Found(record=record, distance=away, device=file.device)
             for file in self.files
-            if file.operation == operation
+            if isinstance(file, RecordFile) and file.operation == operation
             for record in file.records
             if (away := distance(record.key, key) + _machines(file.device, machine)) <= NEAR
         ]
         return min(found, key=lambda f: (f.distance, f.record.score), default=None)
+
+    def loops(self, hash: str, tvm: str, machine: Machine) -> tuple[LoopRecord, Device] | None:
+        """The record of a workload (`records.loops.Workload`) and where it was measured: that of the machine most like this one."""
+        found = [
+            (away, record.score, record, file.device)
+            for file in self.files
+            if isinstance(file, LoopFile) and (away := _machines(file.device, machine)) <= NEAR
+            for record in file.records
+            if (record.key.hash, record.key.tvm) == (hash, tvm)
+        ]
+        nearest = min(found, key=lambda f: f[:2], default=None)
+        return None if nearest is None else (nearest[2], nearest[3])
 
 
 def shipped_folder() -> Path:

@@ -14,13 +14,16 @@ from pydantic import ValidationError
 
 from tvm_doping.errors import RecordError
 from tvm_doping.places import check_writable
+from tvm_doping.records.loops import LOOPS, LoopFile, LoopRecord
 from tvm_doping.records.model import FORMAT_VERSION, Device, Record, RecordFile
 from tvm_doping.strict_json import read_json
 
+AnyFile = RecordFile | LoopFile
+AnyRecord = Record | LoopRecord
 _AGAIN = "Correct or delete it; `tvm-doping tune` measures again."
 
 
-def read(path: str | os.PathLike[str]) -> RecordFile:
+def read(path: str | os.PathLike[str]) -> AnyFile:
     """The file's records. RecordError, with the place in the file, for what is missing, damaged, or of another version."""
     path = Path(path)
     try:
@@ -31,7 +34,7 @@ def read(path: str | os.PathLike[str]) -> RecordFile:
     if version != FORMAT_VERSION:
         raise RecordError(str(path), f"format_version {FORMAT_VERSION}", repr(version)[:80], _AGAIN)
     try:
-        return RecordFile.model_validate(raw)
+        return _kind(raw.get("operation")).model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))[:200] or "the whole"
@@ -40,14 +43,18 @@ def read(path: str | os.PathLike[str]) -> RecordFile:
         raise RecordError(f"{path}: {place}", needs, f"{repr(first['input'])[:80]}{more}", _AGAIN) from error
 
 
-def save(folder: str | os.PathLike[str], device: Device, operation: str, records: Sequence[Record]) -> Path:
+def save(
+    folder: str | os.PathLike[str], device: Device, operation: str, records: Sequence[AnyRecord]
+) -> Path:
     """Add records to <folder>/<device>/<operation>.json, the faster kept where a key is there already; returns its path.
 
     RecordError where the folder cannot be written or the file in it is damaged.
     """
     path = Path(folder) / slug(device) / f"{operation}.json"
     check_writable(path.parent, RecordError, str(folder))
-    fresh = RecordFile.model_validate({"device": device, "operation": operation, "records": _faster(records)})
+    fresh: AnyFile = _kind(operation).model_validate(
+        {"device": device, "operation": operation, "records": _faster(records)}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
         whole = merge(read(path), fresh) if path.exists() else fresh
@@ -57,7 +64,7 @@ def save(folder: str | os.PathLike[str], device: Device, operation: str, records
     return path
 
 
-def merge(one: RecordFile, other: RecordFile) -> RecordFile:
+def merge(one: AnyFile, other: AnyFile) -> AnyFile:
     """The records of both, of the same key the faster. RecordError if they are of two machines or operations."""
     for name in ("device", "operation"):
         if getattr(one, name) != getattr(other, name):
@@ -70,7 +77,7 @@ def merge(one: RecordFile, other: RecordFile) -> RecordFile:
     return one.model_copy(update={"records": _faster([*one.records, *other.records])})
 
 
-def to_text(file: RecordFile) -> str:
+def to_text(file: AnyFile) -> str:
     """As it is stored: indented, the same text for the same records."""
     return json.dumps(file.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
 
@@ -80,8 +87,12 @@ def slug(device: Device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{device.target} {device.cpu}".lower()).strip("-")
 
 
-def _faster(records: Sequence[Record]) -> tuple[Record, ...]:
-    best: dict[str, Record] = {}
+def _kind(operation: object) -> type[RecordFile] | type[LoopFile]:
+    return LoopFile if operation == LOOPS else RecordFile
+
+
+def _faster(records: Sequence[AnyRecord]) -> tuple[AnyRecord, ...]:
+    best: dict[str, AnyRecord] = {}
     for record in records:
         key = record.key.model_dump_json()
         if key not in best or record.score < best[key].score:

@@ -22,11 +22,13 @@ Count = Annotated[int, Field(ge=1)]
 Microseconds = Annotated[float, Field(gt=0)]
 
 
-class _Model(BaseModel):
+class Strict(BaseModel):
+    """Frozen, without fields that nobody asked for, and without infinities."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Device(_Model):
+class Device(Strict):
     """The machine of the measurements: its target and caches (bytes) decide where records serve, its CPU names them."""
 
     target: str
@@ -37,7 +39,7 @@ class Device(_Model):
     l3: Size
 
 
-class Weight(_Model):
+class Weight(Strict):
     """A weight (rows, columns) of a layer, and the statistics of its S.
 
     kind     of the structured part, dims: its own sizes (kernels.plan.Part);
@@ -54,7 +56,7 @@ class Weight(_Model):
     fill: float = Field(default=1.0, ge=0, le=1)
 
 
-class Key(_Model):
+class Key(Strict):
     """What a record is looked up by.
 
     batch    the class of the number of streams (`batch_class`); threads: of a session; precision: how low values may go.
@@ -66,7 +68,7 @@ class Key(_Model):
     threads: Count = 1
 
 
-class Way(_Model):
+class Way(Strict):
     """How one product runs: the format of S (None where it is empty), its packing and stripes (kernels.plan.Product), the type of
     values, and the order of a Kronecker product."""
 
@@ -89,7 +91,7 @@ class Way(_Model):
         return self
 
 
-class Numbers(_Model):
+class Numbers(Strict):
     """The numbers of the kernel's Config (kernels.plan), which the products of a layer share."""
 
     lanes: Count
@@ -110,22 +112,20 @@ class Numbers(_Model):
         return self
 
 
-class Choice(_Model):
+class Choice(Strict):
     """A layer's schedule: a way for each product, and the numbers of its kernel."""
 
     ways: dict[str, Way]
     numbers: Numbers
 
 
-class Record(_Model):
-    """The fastest schedule measured for a layer.
+class Timed(Strict):
+    """What was measured of a schedule.
 
     us            microseconds a call, by time steps T; heuristic_us: of what the cost model chooses, in the same measurement;
     trials        how many candidates were measured; created: when; versions: package -> version.
     """
 
-    key: Key
-    choice: Choice
     us: dict[int, Microseconds] = Field(min_length=1)
     heuristic_us: dict[int, Microseconds]
     trials: Count
@@ -143,13 +143,24 @@ class Record(_Model):
         return geometric_mean(self.heuristic_us) / self.score
 
     @model_validator(mode="after")
-    def _agree(self) -> Record:
-        if set(self.choice.ways) != set(self.key.weights):
-            raise ValueError(f"ways for {sorted(self.key.weights)}, not {sorted(self.choice.ways)}")
+    def _both(self) -> Timed:
         if set(self.us) != set(self.heuristic_us):
             raise ValueError(
                 f"times of the heuristic at T = {sorted(self.us)}, not {sorted(self.heuristic_us)}"
             )
+        return self
+
+
+class Record(Timed):
+    """The fastest schedule measured for a layer."""
+
+    key: Key
+    choice: Choice
+
+    @model_validator(mode="after")
+    def _agree(self) -> Record:
+        if set(self.choice.ways) != set(self.key.weights):
+            raise ValueError(f"ways for {sorted(self.key.weights)}, not {sorted(self.choice.ways)}")
         for name, way in self.choice.ways.items():
             weight = self.key.weights[name]
             if (way.format is None) and weight.nnz:
@@ -159,7 +170,7 @@ class Record(_Model):
         return self
 
 
-class RecordFile(_Model):
+class RecordFile(Strict):
     """<device>/<operation>.json: all records of one operation on one machine."""
 
     format_version: Literal[1] = FORMAT_VERSION

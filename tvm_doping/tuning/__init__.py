@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,20 @@ from tvm_doping import __version__
 from tvm_doping._threads import cores as usable_cores
 from tvm_doping.errors import InvalidInput, TargetError
 from tvm_doping.passes import Context
+from tvm_doping.passes.recall import STEPS
 from tvm_doping.records import Device, Record, own_folder, save
+from tvm_doping.records.loops import LOOPS
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target, cpu_name, missing_features, resolve
 from tvm_doping.tuning.log import Log
+from tvm_doping.tuning.loops import LoopTask, LoopTrials, in_words, loop_tasks, said
 from tvm_doping.tuning.measure import Job
 from tvm_doping.tuning.space import space_of
-from tvm_doping.tuning.tasks import Task, tasks_of
+from tvm_doping.tuning.tasks import Task, imported_of, tasks_of
 from tvm_doping.tuning.trials import STRATEGIES, Best, Budget, Strategy, Trials
 from tvm_doping.tuning.workers import Workers
 
 __all__ = ["STEPS", "STRATEGIES", "tune"]
-
-STEPS = (1, 35)  # T of the calls that are timed: a step, and a sequence
 
 
 def tune(
@@ -59,8 +61,8 @@ def tune(
     lock: str | os.PathLike[str] | None = None,
     echo: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Measure candidates for each layer of a model on this machine (or those of a tracker) and record the fastest; returns
-    the files of records.
+    """Measure candidates for each layer and each dense function of a model on this machine (or those of a tracker) and record the
+    fastest; returns the files of records.
 
     model      as `compile` takes it, and so are target, example, batch, threads and precision;
     trials     candidates a layer, or what `minutes`, shared among the layers, leave time for;
@@ -69,7 +71,7 @@ def tune(
     records    the folder to add to (default: the one that `compile` reads by itself);
     strategy   "xgboost"; "evolutionary", the same without a cost model; "random"; "exhaustive", all there are;
     timeout    seconds for a candidate: what takes longer is recorded and skipped;
-    only       a regular expression that the names of the layers to tune match;
+    only       a regular expression that the names of the layers and functions to tune match;
     tracker    "HOST:PORT" of an RPC tracker that lends devices registered as `key`, and cpu: what to call their CPU (the key);
     cores      to time on (default: the last ones this process may use, one a thread);
     lock       a file that is held while timing, against other jobs on this machine.
@@ -81,10 +83,16 @@ def tune(
     context = Context(target=machine, batch=batch, threads=threads, precision=precision)
     history = Log(log, resume)
     try:
-        tasks = [t for t in tasks_of(model, context, example) if any(re.search(only, n) for n in t.names)]
+        imported = imported_of(model, example)
+        context = replace(context, names=imported.names)
+        tasks: list[Task | LoopTask] = [*tasks_of(imported, context), *loop_tasks(imported, context, STEPS)]
+        tasks = [task for task in tasks if any(re.search(only, name) for name in task.names)]
         if not tasks:
             raise InvalidInput(
-                "only", "the name of an LSTM or linear layer", repr(only), "Leave it out for all."
+                "only",
+                "the name of an LSTM or linear layer, or of a dense function",
+                repr(only),
+                "Leave it out for all.",
             )
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         device = device_of(machine, cpu or (None if tracker is None else str(key)))
@@ -94,17 +102,23 @@ def tune(
         with Workers(count) as workers:
             for at, task in enumerate(tasks):
                 echo(f"{', '.join(task.names)}: {_in_words(task)}")
-                run = Trials(
-                    space_of(task, machine), machine, workers, history, job, timeout=timeout, echo=echo
-                )
                 share = (
                     end
                     if end == math.inf
                     else time.monotonic() + (end - time.monotonic()) / (len(tasks) - at)
                 )
-                best = run.run(
-                    Budget(trials=trials if minutes is None else sys.maxsize, end=share), strategy, seed
-                )
+                budget = Budget(trials=trials if minutes is None else sys.maxsize, end=share)
+                options: dict[str, Any] = {"timeout": timeout, "echo": echo}
+                if isinstance(task, LoopTask):
+                    loops = LoopTrials(task, machine, workers, history, job, **options)
+                    found = loops.run(budget, strategy, seed)
+                    if found is not None:
+                        paths.append(save(records or own_folder(), device, LOOPS, [found]))
+                    echo(said(task, found))
+                    shutil.rmtree(loops.place, ignore_errors=True)
+                    continue
+                run = Trials(space_of(task, machine), machine, workers, history, job, **options)
+                best = run.run(budget, strategy, seed)
                 paths.append(save(records or own_folder(), device, task.operation, [record_of(task, best)]))
                 echo(_said(task, best))
                 shutil.rmtree(run.weights.parent, ignore_errors=True)
@@ -208,7 +222,9 @@ def record_of(task: Task, best: Best) -> Record:
     )
 
 
-def _in_words(task: Task) -> str:
+def _in_words(task: Task | LoopTask) -> str:
+    if isinstance(task, LoopTask):
+        return f"{in_words(task.shapes)}, by MetaSchedule's rules, T = {task.T}"
     return "; ".join(
         f"{name} {w.rows} x {w.columns}, {w.nnz} nonzeros" for name, w in task.key.weights.items()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import math
 import os
 import tempfile
@@ -20,14 +21,31 @@ from tvm_doping._tvm import tvm
 from tvm_doping.arrays import aligned_copy, aligned_zeros
 from tvm_doping.cross import compiler
 from tvm_doping.errors import DopingError
-from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm
+from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm, traced
 from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.kernels.pool import export
-from tvm_doping.structures import Structure
 from tvm_doping.targets import Target
 from tvm_doping.tuning.device import Device, Local, Remote
 
 Plan = LstmPlan | LinearPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopPlan:
+    """Dense loops with these shapes of their arguments, as a trace schedules them; without one as `compile` does by itself."""
+
+    shapes: traced.Shapes
+    trace: list[Any] | None
+
+    def to_json(self) -> str:
+        return json.dumps({"shapes": self.shapes, "trace": self.trace})
+
+    @classmethod
+    def from_json(cls, text: str) -> LoopPlan:
+        raw = json.loads(text)
+        return cls(shapes=tuple(tuple(shape) for shape in raw["shapes"]), trace=raw["trace"])
+
+
 _NAME = "candidate"
 # Samples of a candidate at each T, and how long one lasts at least: as many short ones as other processes may leave whole.
 _ROUNDS, _SAMPLE_US = 20, 1000.0
@@ -61,8 +79,8 @@ class Job:
 
 
 def measure(
-    plans: Sequence[Plan],
-    weights: Mapping[str, Structure],
+    plans: Sequence[Plan | LoopPlan],
+    weights: Any,
     target: Target,
     job: Job,
     rounds: int = _ROUNDS,
@@ -76,7 +94,10 @@ def measure(
     waiting(True) is called before the wait for locks, waiting(False) after it. known: `typical` of the first plan where nothing
     disturbed it; a measurement in which it takes longer goes on, up to four times as long.
 
-    DopingError where a kernel's results differ from those of NumPy on the same packed arrays.
+    weights: the structures of a layer, by product; of a LoopPlan the module with its function, as TVM's JSON.
+
+    DopingError where a kernel's results differ from those of NumPy on the same packed arrays, or loops with a trace from those
+    without.
     """
     with tempfile.TemporaryDirectory(prefix="tvm-doping-tune-") as folder:
         with _held(job.building, fcntl.LOCK_SH):
@@ -87,7 +108,7 @@ def measure(
             ]
         with _open(job) as device:
             runs = [
-                _Run(plan, arrays, path, job, device)
+                (_LoopRun if isinstance(plan, LoopPlan) else _Run)(plan, arrays, path, job, device)
                 for plan, (arrays, path) in zip(plans, kernels, strict=True)
             ]
             for run, (_, path) in zip(runs, kernels, strict=True):
@@ -138,18 +159,18 @@ class _Run:
     """A candidate's function on a device, with its arrays there."""
 
     def __init__(
-        self, plan: Plan, arrays: dict[str, np.ndarray], path: Path, job: Job, device: Device
+        self, plan: Any, arrays: dict[str, np.ndarray], path: Path, job: Job, device: Device
     ) -> None:
         self.plan, self.arrays, self.job, self.device = plan, arrays, job, device
         self.module = device.load(path)
         self.packed = [device.put(array) for array in arrays.values()]
-        self.pool = open_pool(self.module, job.threads, False) if plan.config.shared else None
+        shared = not isinstance(plan, LoopPlan) and plan.config.shared
+        self.pool = open_pool(self.module, job.threads, False) if shared else None
         self.calls: dict[int, Callable[[], float]] = {}
 
     def check(self) -> None:
         """Compare one run with NumPy: enough steps for a tile of them and a rest."""
-        steps = max(self.plan.config.steps + 2, 2)
-        given, expected = self._case(steps)
+        given, expected = self._case(self._steps())
         outputs = [aligned_zeros(array.shape, array.dtype) for array in expected]
         arguments = [
             *(self.device.put(a) for a in given),
@@ -161,6 +182,9 @@ class _Run:
             error = float(np.abs(got.numpy() - wanted).max())
             if not error <= _CLOSE * max(1.0, float(np.abs(wanted).max())):
                 raise DopingError("a candidate", "NumPy's results", f"{error:.2g} off", "Report this kernel.")
+
+    def _steps(self) -> int:
+        return max(self.plan.config.steps + 2, 2)
 
     def time(self, T: int) -> float:
         """Microseconds of a call, of as many as fill a sample."""
@@ -203,36 +227,75 @@ class _Run:
         return given, [aligned_zeros(shape, "float32") for shape in shapes]
 
 
-def _build(
-    plan: Plan, weights: Mapping[str, Structure], target: Target, folder: Path
-) -> tuple[dict[str, np.ndarray], Path]:
+class _LoopRun(_Run):
+    """Dense loops: what those without a trace make of the same numbers is what they have to make."""
+
+    def _steps(self) -> int:
+        return self.job.steps[0]
+
+    def _case(self, steps: int, compute: bool = True) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        rng = np.random.default_rng(steps)
+        *shapes, last = self.plan.shapes
+        given = [aligned_copy(rng.uniform(-1, 1, shape).astype("float32")) for shape in shapes]
+        result = aligned_zeros(last, "float32")
+        if compute:
+            arguments = [self.device.put(array) for array in (*given, result)]
+            self.device.load(self.arrays["plain"]).get_function(_NAME, True)(*arguments)
+            return given, [arguments[-1].numpy()]
+        return given, [result]
+
+
+def _build_loops(plan: LoopPlan, module: str, target: Target, folder: Path) -> tuple[dict[str, Any], Path]:
+    """The library, and that of the loops without a trace."""
+    mod = tvm.ir.load_json(module)
+    plain = _library(mod, f"{module} plain", target, folder)
+    if plan.trace is None:
+        return {"plain": plain}, plain
+    function = traced.with_traces(mod[_NAME], [traced.Traced(shapes=plan.shapes, trace=plan.trace)])
+    return {"plain": plain}, _library(tvm.IRModule({_NAME: function}), plan.to_json(), target, folder)
+
+
+def _build(plan: Plan | LoopPlan, weights: Any, target: Target, folder: Path) -> tuple[dict[str, Any], Path]:
     """The packed arrays, and the library: that in the folder, if it has one of the plan."""
+    if isinstance(plan, LoopPlan):
+        return _build_loops(plan, weights, target, folder)
     if isinstance(plan, LstmPlan):
         bias = np.linspace(-0.1, 0.1, 4 * plan.hidden, dtype="float32")
         arrays = lstm.pack(plan, weights["input"], weights["recurrent"], bias)
     else:
         bias = np.linspace(-0.1, 0.1, plan.outputs, dtype="float32")
         arrays = linear.pack(plan, weights["product"], bias)
-    path = folder / f"{hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]}.so"
+    path = _place(plan.to_json(), folder)
     if path.exists():
         return arrays, path
-    path.parent.mkdir(exist_ok=True)
     function = (
         lstm.prim_func(plan, arrays, _NAME)
         if isinstance(plan, LstmPlan)
         else linear.prim_func(plan, arrays, _NAME)
     )
-    mod = tvm.IRModule({_NAME: function})
+    return arrays, _library(tvm.IRModule({_NAME: function}), plan.to_json(), target, folder)
+
+
+def _place(text: str, folder: Path) -> Path:
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+
+
+def _library(mod: Any, text: str, target: Target, folder: Path) -> Path:
+    """The library of a module that the text tells from others; compiled unless the folder has it."""
+    path = _place(text, folder)
+    if path.exists():
+        return path
+    path.parent.mkdir(exist_ok=True)
     executable = tvm.compile(mod, target=target.tvm(), tir_pipeline=TIR_PIPELINE)
     fresh = path.with_name(f"{os.getpid()}-{path.name}")
     export(executable, mod, fresh, compiler(target))
     os.replace(fresh, path)  # two workers may build the one that is in every measurement
-    return arrays, path
+    return path
 
 
-def _trimmed(plan: Plan, job: Job) -> Plan:
+def _trimmed(plan: Plan | LoopPlan, job: Job) -> Plan | LoopPlan:
     """Without the code for tiles of streams, which is half of what is compiled, where no call has two."""
-    if isinstance(plan, LinearPlan) or job.batch > 1:
+    if isinstance(plan, LinearPlan | LoopPlan) or job.batch > 1:
         return plan
     return replace(plan, config=replace(plan.config, tile=0, tile_from=0))
 

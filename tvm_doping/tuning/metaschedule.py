@@ -45,7 +45,7 @@ class Search:
         strategy: Strategy = "xgboost",
         seed: int = 0,
     ) -> None:
-        ms = _meta_schedule()
+        ms = meta_schedule()
         self.ms, self.extents = ms, list(extents)
         self.model = ms.cost_model.RandomModel(seed=seed)
         if strategy == "xgboost":
@@ -176,7 +176,7 @@ def _mutator(rng: np.random.Generator) -> Any:
 def _model(features: Callable[[list[int]], np.ndarray], predicted: Callable[[list[int]], float]) -> Any:
     from tvm.ir.utils import derived_object
 
-    ms = _meta_schedule()
+    ms = meta_schedule()
     learner = ms.cost_model.XGBModel(
         extractor=_extractor(features), num_warmup_samples=_WARM, num_tuning_cores=1
     )
@@ -221,7 +221,7 @@ def _extractor(features: Callable[[list[int]], np.ndarray]) -> Any:
     return Features()
 
 
-def _meta_schedule() -> Any:
+def meta_schedule() -> Any:
     """tvm.s_tir.meta_schedule. TuneContext imports all of tensor_intrin, whose parts for GPUs take 29 s to parse: an empty package
     in its place has the part that the search's defaults ask for, x86's, alone."""
     name = "tvm.s_tir.tensor_intrin"

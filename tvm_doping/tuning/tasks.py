@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from tvm_doping import schedules
 from tvm_doping._tvm import bindings, definitions, dps_call, text_of
-from tvm_doping.frontend import import_model
+from tvm_doping.frontend import Imported, import_model
 from tvm_doping.kernels import LinearPlan, LstmPlan
 from tvm_doping.models import load_model
 from tvm_doping.models.checks import check_model
@@ -59,13 +59,18 @@ class Task:
         return next(iter(self.layers.values())).batch
 
 
-def tasks_of(model: Any, context: Context, example: Any = None) -> list[Task]:
-    """The LSTM and linear layers of a run folder, an nn.Module or an ExportedProgram, as `compile` with that context sees them."""
+def imported_of(model: Any, example: Any = None) -> Imported:
+    """A run folder, an nn.Module or an ExportedProgram, as `compile` imports it."""
     if isinstance(model, str | os.PathLike):
         model = load_model(Path(model))
     if isinstance(model, nn.Module | ExportedProgram):
         check_model(model)
-    imported = import_model(model, example)
+    return import_model(model, example)
+
+
+def tasks_of(model: Any, context: Context, example: Any = None) -> list[Task]:
+    """The LSTM and linear layers of a model (or of what `imported_of` made of it), as `compile` with that context sees them."""
+    imported = model if isinstance(model, Imported) else imported_of(model, example)
     mod, context = imported.mod, replace(context, names=imported.names)
     for step in pipeline(context):
         if isinstance(step, Choose):

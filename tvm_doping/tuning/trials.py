@@ -26,8 +26,8 @@ from tvm_doping.tuning.workers import Workers
 
 Strategy = Literal["xgboost", "evolutionary", "random", "exhaustive"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
-_FINALISTS, _FINAL_ROUNDS = 6, 60
-_GAIN = 0.98  # of the time of the cost model's choice: what is not faster than this is not told from it
+FINALISTS, FINAL_ROUNDS = 6, 60
+GAIN = 0.98  # of the time of the cost model's choice: what is not faster than this is not told from it
 _DRAWS = 300
 _SAID = 50  # candidates compiled, between lines that say so
 
@@ -209,9 +209,9 @@ class Trials:
     def _final(self) -> Best:
         """The best few and the cost model's choice, in one measurement; the latter wins what cannot be told apart."""
         ranked = sorted((score, text) for text, score in self.scores.items() if score < math.inf)
-        finalists = [Choice.model_validate_json(text) for _, text in ranked[:_FINALISTS]]
+        finalists = [Choice.model_validate_json(text) for _, text in ranked[:FINALISTS]]
         choices = [self.first, *(c for c in finalists if c != self.first)]
-        request = self._request(choices, rounds=_FINAL_ROUNDS)
+        request = self._request(choices, rounds=FINAL_ROUNDS)
         request["timeout"] *= len(choices)
         ((_, reply),) = list(self.workers.run({"final": request}))
         if "us" not in reply:
@@ -221,7 +221,7 @@ class Trials:
         samples = reply["us"]
         scores = [geometric_mean(_ratios(own, samples[0])) for own in samples]
         best = int(np.argmin(scores))
-        best = best if scores[best] < _GAIN else 0
+        best = best if scores[best] < GAIN else 0
         found = Best(
             choice=choices[best],
             us=_typical(samples[best]),

@@ -29,9 +29,9 @@ from tvm_doping.kernels import LinearPlan, LstmPlan
 from tvm_doping.structures import Structure
 from tvm_doping.structures.spec import from_spec, to_spec
 from tvm_doping.targets import Target
-from tvm_doping.tuning.measure import Job, measure
+from tvm_doping.tuning.measure import Job, LoopPlan, measure
 
-_PLANS: dict[str, type[LstmPlan] | type[LinearPlan]] = {"lstm": LstmPlan, "linear": LinearPlan}
+_PLANS: dict[str, Any] = {"lstm": LstmPlan, "linear": LinearPlan, "loops": LoopPlan}
 _WAITS, _GOES_ON = b"\x01", b"\x02"  # what a child writes while it waits for a lock: nothing that JSON has
 _DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
@@ -81,7 +81,10 @@ def save_weights(path: Path, weights: dict[str, Structure]) -> None:
 
 
 @lru_cache(maxsize=4)
-def _weights(path: str) -> dict[str, Structure]:
+def _weights(path: str) -> dict[str, Structure] | str:
+    """The structures of a layer that `save_weights` wrote, or the text of a module of loops."""
+    if not path.endswith(".npz"):
+        return Path(path).read_text()
     with np.load(path) as file:
         specs = json.loads(str(file["specs"]))
         return {

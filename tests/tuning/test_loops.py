@@ -1,0 +1,169 @@
+"""Dense functions that no kernel of ours replaces: MetaSchedule's rules find schedules, and compile uses those that were kept."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tvm_doping
+from tvm_doping import targets
+from tvm_doping.errors import RecordError
+from tvm_doping.kernels import traced
+from tvm_doping.passes import Context
+from tvm_doping.records import LoopFile, LoopRecord, read, save
+from tvm_doping.tuning import device_of, tune
+from tvm_doping.tuning.loops import LoopTask, loop_tasks
+from tvm_doping.tuning.rules import Rules
+from tvm_doping.tuning.tasks import imported_of
+
+TARGET = targets.resolve("auto")
+
+
+class Convolved(nn.Module):
+    """A convolution over time before an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 24, 3, padding=1)
+        self.rnn = nn.LSTM(24, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.rnn(torch.relu(self.conv(x)).transpose(1, 2))[0]
+        return y
+
+
+@lru_cache
+def model() -> Convolved:
+    torch.manual_seed(0)
+    return Convolved().eval()
+
+
+EXAMPLE = (torch.zeros(1, 8, 35),)
+
+
+@lru_cache
+def tasks() -> tuple[LoopTask, ...]:
+    return tuple(loop_tasks(imported_of(model(), EXAMPLE), Context(target=TARGET), (1, 35)))
+
+
+@lru_cache
+def trace(T: int) -> list[Any]:
+    """The first schedule that the rules propose."""
+    (task,) = (task for task in tasks() if task.T == T)
+    found: list[Any] = Rules(traced.workload(task.fixed), TARGET.tvm(), strategy="random").ask()[0]
+    return found
+
+
+def record(T: int, **changes: Any) -> LoopRecord:
+    (task,) = (task for task in tasks() if task.T == T)
+    fields = {"key": task.key, "name": task.name, "shapes": task.shapes, "trace": trace(T), "trials": 8}
+    times = {"us": {T: 10.0}, "heuristic_us": {T: 12.0}, "created": "2026-01-01T00:00:00+00:00"}
+    return LoopRecord.model_validate({**fields, **times, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path, device_of(TARGET), "loops", [record(1), record(35)])
+    return tmp_path
+
+
+def test_a_task_is_a_function_for_one_number_of_steps() -> None:
+    assert [(task.T, task.shapes[0]) for task in tasks()] == [(1, (1, 8, 1)), (35, (1, 8, 35))]
+    assert {task.name for task in tasks()} == {"fused_conv1d_add_relu"}
+    again = loop_tasks(imported_of(model(), EXAMPLE), Context(target=TARGET), (1, 35))
+    assert [task.key for task in again] == [task.key for task in tasks()]
+
+
+def test_compile_takes_what_was_found_for_its_sizes_and_computes_the_same(folder: Path) -> None:
+    bundle = tvm_doping.compile(model(), example=EXAMPLE, records=folder)
+    (said, also) = bundle.manifest.records
+    assert said.startswith("fused_conv1d_add_relu tuned: 10 us at T = 1 (own loops 12)") and "T = 35" in also
+    assert not tvm_doping.compile(model(), example=EXAMPLE, records=None).manifest.records
+    session = bundle.session()
+    for steps, batch in ((1, 1), (35, 1), (7, 1), (35, 2)):
+        x = np.random.default_rng(steps).standard_normal((batch, 8, steps)).astype("float32")
+        with torch.no_grad():
+            expected = model()(torch.from_numpy(x)).numpy()
+        session.reset()  # the batch is that of the first call
+        np.testing.assert_allclose(session.run(x), expected, atol=1e-5)
+
+
+def test_only_the_size_of_a_trace_runs_as_it_says() -> None:
+    task = tasks()[1]
+    function = traced.with_traces(
+        task.function, [traced.Traced(shapes=t.shapes, trace=trace(t.T)) for t in tasks()]
+    )
+    assert [traced.shapes_of(one) for one in traced.scheduled(function)] == [t.shapes for t in tasks()]
+    assert len(traced.scheduled(traced.fixed(function, {"N": 1, "T": 35}))) == 1
+    assert not traced.scheduled(traced.fixed(function, {"N": 2, "T": 35}))
+    assert traced.fixed(function, {"N": 1}) is None
+
+
+def test_a_record_that_is_not_of_its_loops_is_told(tmp_path: Path) -> None:
+    wrong = json.loads(json.dumps(trace(35)))
+    wrong[0][0][2][0] = "nowhere"
+    save(tmp_path, device_of(TARGET), "loops", [record(35, trace=wrong)])
+    with pytest.raises(RecordError, match="trace"):
+        tvm_doping.compile(model(), example=EXAMPLE, records=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"trace": [[["UnsafeSetDType", [], [], []]], []]}, "UnsafeSetDType"),
+        ({"trace": [[["GetSBlock", []]], []]}, "name, inputs, attributes, outputs"),
+        ({"trace": [[], [[3, 1]]]}, "decisions"),
+        ({"key": {"hash": "12", "tvm": "0.27.0"}}, "pattern"),
+        ({"heuristic_us": {}}, "heuristic"),
+    ],
+)
+def test_a_damaged_record_is_told_with_its_place(folder: Path, damage: dict[str, Any], said: str) -> None:
+    (path,) = folder.glob("*/loops.json")
+    file = json.loads(path.read_text())
+    file["records"][1] |= damage
+    path.write_text(json.dumps(file))
+    with pytest.raises(RecordError, match=said) as caught:
+        read(path)
+    assert "records.1" in str(caught.value)
+
+
+def test_of_two_records_the_faster_is_kept_and_another_tvm_takes_none(folder: Path) -> None:
+    (path,) = folder.glob("*/loops.json")
+    save(folder, device_of(TARGET), "loops", [record(1, us={1: 9.0}), record(35, us={35: 11.0})])
+    file = read(path)
+    assert isinstance(file, LoopFile) and sorted(r.score for r in file.records) == [9.0, 10.0]
+    text = path.read_text().replace(file.records[0].key.tvm, "0.1")
+    path.write_text(text)
+    assert not tvm_doping.compile(model(), example=EXAMPLE, records=folder).manifest.records
+
+
+@pytest.mark.slow
+def test_a_job_tunes_them_and_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {
+        "log": tmp_path / "log",
+        "records": tmp_path / "r",
+        "jobs": 1,
+        "only": "conv1d",
+    }
+    paths = tune(model(), trials=3, example=EXAMPLE, echo=said.append, **options)
+    lines = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "trace" in line]
+    assert [line["T"] for line in measured] == [1] * 3 + [35] * 3 and not [x for x in lines if "error" in x]
+    assert len([line for line in lines if "finalists" in line]) == 2
+    for path in paths:
+        assert path.name == "loops.json" and all(r.gain > 1 for r in read(path).records)
+    kept = sum("us at T" in line for line in said)
+    assert kept + sum("no record" in line for line in said) == 2
+    assert kept == sum(len(read(path).records) for path in paths)
+    tune(model(), trials=4, example=EXAMPLE, resume=True, echo=said.append, **options)
+    again = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
+    assert len([line for line in again if "trace" in line]) == 8
+    assert not [entry for entry in (tmp_path / "log").iterdir() if entry.is_dir()]
