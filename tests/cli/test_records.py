@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.test_cli import refused, tvm_doping_
 from tests.records.making import DEVICE, key, record
-from tvm_doping.records import read, save
+from tvm_doping.records import RecordFile, read, save
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_merge_keeps_the_faster_and_check_finds_no_fault(
     out = tmp_path / "all"
     assert tvm_doping_(capsys, "records", "merge", *two, "--out", out)[0] == 0
     path = out / "x86-64-v3-some-cpu-r" / "lstm.json"
-    assert sorted((r.key.batch, r.us[1]) for r in read(path).records) == [(1, 9.0), (4, 20.0), (8, 20.0)]
+    merged = read(path)
+    assert isinstance(merged, RecordFile)
+    assert sorted((r.key.batch, r.us[1]) for r in merged.records) == [(1, 9.0), (4, 20.0), (8, 20.0)]
     code, said, _ = tvm_doping_(capsys, "records", "check", out)
     assert code == 0 and "3 records of lstm" in said
     code, shown, _ = tvm_doping_(capsys, "records", "show", path)

@@ -38,7 +38,9 @@ def test_merging_keeps_the_faster_in_any_order(found: list[tuple[int, float]]) -
     def merged(files: list[RecordFile]) -> RecordFile:
         whole = files[0]
         for file in files[1:]:
-            whole = records.merge(whole, file)
+            both = records.merge(whole, file)
+            assert isinstance(both, RecordFile)
+            whole = both
         return whole
 
     once = merged(made)

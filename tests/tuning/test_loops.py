@@ -138,7 +138,7 @@ def test_of_two_records_the_faster_is_kept_and_another_tvm_takes_none(folder: Pa
     (path,) = folder.glob("*/loops.json")
     save(folder, device_of(TARGET), "loops", [record(1, us={1: 9.0}), record(35, us={35: 11.0})])
     file = read(path)
-    assert isinstance(file, LoopFile) and sorted(r.score for r in file.records) == [9.0, 10.0]
+    assert isinstance(file, LoopFile) and [round(r.score, 6) for r in file.records] in ([9, 10], [10, 9])
     text = path.read_text().replace(file.records[0].key.tvm, "0.1")
     path.write_text(text)
     assert not tvm_doping.compile(model(), example=EXAMPLE, records=folder).manifest.records

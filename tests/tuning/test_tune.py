@@ -11,7 +11,7 @@ import pytest
 import tvm_doping
 from tests.tuning.making import small
 from tvm_doping.errors import InvalidInput, TargetError, TuningError
-from tvm_doping.records import read
+from tvm_doping.records import Record, read
 from tvm_doping.tuning import STEPS, tune
 
 
@@ -29,7 +29,12 @@ def test_a_job_records_the_fastest_and_compile_uses_it(
     (path,) = tune(small(), trials=5, **options)
     assert path.parent.parent == tmp_path / "records" and path.name == "lstm.json"
     (record,) = read(path).records
-    assert set(record.us) == set(STEPS) and record.trials == 5 and record.gain >= 0.9
+    assert (
+        isinstance(record, Record)
+        and set(record.us) == set(STEPS)
+        and record.trials == 5
+        and record.gain >= 0.9
+    )
     logged = lines(tmp_path / "log")
     measured = [line for line in logged if "choice" in line]
     assert len(measured) == 5 and len({json.dumps(line["choice"]) for line in measured}) == 5
@@ -60,7 +65,11 @@ def test_for_two_threads(tmp_path: Path) -> None:
     }
     (path,) = tune(small(), trials=4, jobs=1, **options)
     (record,) = read(path).records
-    assert record.key.threads == 2 and not [line for line in lines(tmp_path / "log") if "error" in line]
+    assert (
+        isinstance(record, Record)
+        and record.key.threads == 2
+        and not [line for line in lines(tmp_path / "log") if "error" in line]
+    )
     manifest = tvm_doping.compile(small(), threads=2, records=tmp_path / "r").manifest
     assert "best of 4" in manifest.records[0] and not tvm_doping.compile(small()).manifest.records
 

@@ -158,15 +158,16 @@ def _checked(library: Path, now: bool = False) -> bool:
 class _Run:
     """A candidate's function on a device, with its arrays there."""
 
-    def __init__(
-        self, plan: Any, arrays: dict[str, np.ndarray], path: Path, job: Job, device: Device
-    ) -> None:
+    def __init__(self, plan: Any, arrays: dict[str, Any], path: Path, job: Job, device: Device) -> None:
         self.plan, self.arrays, self.job, self.device = plan, arrays, job, device
         self.module = device.load(path)
-        self.packed = [device.put(array) for array in arrays.values()]
+        self.packed = self._packed()
         shared = not isinstance(plan, LoopPlan) and plan.config.shared
         self.pool = open_pool(self.module, job.threads, False) if shared else None
         self.calls: dict[int, Callable[[], float]] = {}
+
+    def _packed(self) -> list[Any]:
+        return [self.device.put(array) for array in self.arrays.values()]
 
     def check(self) -> None:
         """Compare one run with NumPy: enough steps for a tile of them and a rest."""
@@ -229,6 +230,9 @@ class _Run:
 
 class _LoopRun(_Run):
     """Dense loops: what those without a trace make of the same numbers is what they have to make."""
+
+    def _packed(self) -> list[Any]:
+        return []
 
     def _steps(self) -> int:
         return self.job.steps[0]
