@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tvm_doping import targets
 from tvm_doping.errors import RecordError
 from tvm_doping.kernels import traced
 from tvm_doping.passes import Context
-from tvm_doping.records import LoopFile, LoopRecord, read, save
+from tvm_doping.records import Book, LoopFile, LoopRecord, read, save
 from tvm_doping.tuning import device_of, tune
 from tvm_doping.tuning.loops import LoopTask, loop_tasks
 from tvm_doping.tuning.rules import Rules
@@ -85,7 +86,6 @@ def test_compile_takes_what_was_found_for_its_sizes_and_computes_the_same(folder
     bundle = tvm_doping.compile(model(), example=EXAMPLE, records=folder)
     (said, also) = bundle.manifest.records
     assert said.startswith("fused_conv1d_add_relu tuned: 10 us at T = 1 (own loops 12)") and "T = 35" in also
-    assert not tvm_doping.compile(model(), example=EXAMPLE, records=None).manifest.records
     session = bundle.session()
     for steps, batch in ((1, 1), (35, 1), (7, 1), (35, 2)):
         x = np.random.default_rng(steps).standard_normal((batch, 8, steps)).astype("float32")
@@ -106,12 +106,12 @@ def test_only_the_size_of_a_trace_runs_as_it_says() -> None:
     assert traced.fixed(function, {"N": 1}) is None
 
 
-def test_a_record_that_is_not_of_its_loops_is_told(tmp_path: Path) -> None:
-    wrong = json.loads(json.dumps(trace(35)))
+def test_a_trace_that_is_not_of_its_loops_is_told() -> None:
+    work, wrong = traced.workload(tasks()[1].fixed), json.loads(json.dumps(trace(35)))
+    assert "conv1d" in str(traced.replay(work, trace(35)))
     wrong[0][0][2][0] = "nowhere"
-    save(tmp_path, device_of(TARGET), "loops", [record(35, trace=wrong)])
     with pytest.raises(RecordError, match="trace"):
-        tvm_doping.compile(model(), example=EXAMPLE, records=tmp_path)
+        traced.replay(work, wrong)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,11 @@ def test_of_two_records_the_faster_is_kept_and_another_tvm_takes_none(folder: Pa
     save(folder, device_of(TARGET), "loops", [record(1, us={1: 9.0}), record(35, us={35: 11.0})])
     file = read(path)
     assert isinstance(file, LoopFile) and [round(r.score, 6) for r in file.records] in ([9, 10], [10, 9])
-    text = path.read_text().replace(file.records[0].key.tvm, "0.1")
-    path.write_text(text)
-    assert not tvm_doping.compile(model(), example=EXAMPLE, records=folder).manifest.records
+    book, key = Book.of(folder), tasks()[0].key
+    found = book.loops(key.hash, key.tvm, TARGET)
+    assert found is not None and found[0].us == {1: 9.0} and found[1] == device_of(TARGET)
+    assert book.loops(key.hash, "0.28.0", TARGET) is None
+    assert book.loops(key.hash, key.tvm, replace(TARGET, name="x86-64-v2")) is None
 
 
 @pytest.mark.slow
@@ -153,17 +155,17 @@ def test_a_job_tunes_them_and_goes_on(tmp_path: Path) -> None:
         "jobs": 1,
         "only": "conv1d",
     }
-    paths = tune(model(), trials=3, example=EXAMPLE, echo=said.append, **options)
+    paths = tune(model(), trials=2, example=EXAMPLE, echo=said.append, **options)
     lines = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
     measured = [line for line in lines if "trace" in line]
-    assert [line["T"] for line in measured] == [1] * 3 + [35] * 3 and not [x for x in lines if "error" in x]
+    assert [line["T"] for line in measured] == [1] * 2 + [35] * 2 and not [x for x in lines if "error" in x]
     assert len([line for line in lines if "finalists" in line]) == 2
     for path in paths:
         assert path.name == "loops.json" and all(r.gain > 1 for r in read(path).records)
     kept = sum("us at T" in line for line in said)
     assert kept + sum("no record" in line for line in said) == 2
     assert kept == sum(len(read(path).records) for path in paths)
-    tune(model(), trials=4, example=EXAMPLE, resume=True, echo=said.append, **options)
+    tune(model(), trials=3, example=EXAMPLE, resume=True, echo=said.append, **options)
     again = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
-    assert len([line for line in again if "trace" in line]) == 8
+    assert len([line for line in again if "trace" in line]) == 6
     assert not [entry for entry in (tmp_path / "log").iterdir() if entry.is_dir()]

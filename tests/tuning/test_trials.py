@@ -24,7 +24,7 @@ CRASH = {"error": "crashed: SIGSEGV", "kind": "crash", "seconds": 0.1}
 
 def timed(plans: list[str]) -> dict[str, Any]:
     """Every plan takes a time that follows from its text, the predicted one, which is the first, 10 us."""
-    us = [10.0, *(5.0 + sum(plan.encode()) % 97 / 10 for plan in plans[1:])]
+    us = [10.0 if plan == plans[0] else 5.0 + sum(plan.encode()) % 97 / 10 for plan in plans]
     return {"us": [{"1": [t] * 3, "35": [20 * t] * 3} for t in us], "seconds": 0.1}
 
 
@@ -96,6 +96,21 @@ def test_a_stopped_job_goes_on_with_what_it_knows(tmp_path: Path) -> None:
     assert lines[:12] == before and len(lines) == best.trials == 20
     assert workers.asked == 8 + 1
     assert len({json.dumps(line["choice"]) for line in lines}) == 20
+
+
+def test_what_a_busy_machine_cannot_tell_apart_is_no_gain(tmp_path: Path) -> None:
+    def replies(number: int, plans: list[str]) -> dict[str, Any]:
+        reply = timed(plans)
+        if (
+            len(plans) > 2
+        ):  # the final measurement: the predicted choice, which is first and last, is slower than itself
+            us = [10.0, *[9.0] * (len(plans) - 2), 10.0 + off]
+            reply["us"] = [{"1": [t] * 3, "35": [20 * t] * 3} for t in us]
+        return reply
+
+    for off, gains in ((0.5, True), (1.0, False), (-1.0, False)):
+        best, _, _ = job(tmp_path / str(off), Budget(trials=4), replies)
+        assert (best.us[1] == 9.0) is gains and best.reference_us[1] == 10.0
 
 
 def test_no_candidate_is_begun_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
