@@ -179,8 +179,9 @@ class LoopTrials:
             (budget.trials - done) * (now - self.started) / max(1, done - self.before), budget.end - now
         )
         failed = sum(score == math.inf for score in self.scores.values())
+        of = f" of {budget.trials}" if budget.end == math.inf else ""  # else as many as there is time for
         return (
-            f"{self.task.name}, T = {self.task.T}: {done} of {budget.trials} candidates"
+            f"{self.task.name}, T = {self.task.T}: {done}{of} candidates"
             f"{f', {failed} failed' if failed else ''}, best {1 / min(self.scores.values()):.2f}x compile's own loops, "
             f"{max(0.0, left):.0f} s left"
         )
