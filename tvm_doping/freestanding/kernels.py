@@ -17,6 +17,7 @@ from tvm_doping.errors import UnsupportedModel
 from tvm_doping.freestanding.calls import itemsize, largest
 from tvm_doping.freestanding.memory import aligned
 from tvm_doping.kernels.lowering import tir_pipeline
+from tvm_doping.kernels.traced import TRACES
 from tvm_doping.targets import Target
 
 # Of what an AllocBuffer asks, TVM's code generator takes less than so many bytes from the stack, and more from the runtime.
@@ -90,7 +91,10 @@ class _Skip:
 
 
 def _private(function: Any) -> Any:
-    return function.without_attr("global_symbol") if "global_symbol" in function.attrs else function
+    # Schedules that tuning found are for TVM's runtime: with the copies for a size, what `_plain` makes is wrong.
+    for name in ("global_symbol", TRACES):
+        function = function.without_attr(name) if name in function.attrs else function
+    return function
 
 
 def _plain(function: Any, name: str, steps: int) -> tuple[Any, int, bool]:
