@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 import tvm_doping
+from tests.freestanding.conftest import make
 from tvm_doping import targets
+from tvm_doping.build_c import compile_c
 from tvm_doping.errors import RecordError
 from tvm_doping.kernels import traced
 from tvm_doping.passes import Context
@@ -93,6 +95,12 @@ def test_compile_takes_what_was_found_for_its_sizes_and_computes_the_same(folder
             expected = model()(torch.from_numpy(x)).numpy()
         session.reset()  # the batch is that of the first call
         np.testing.assert_allclose(session.run(x), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_program_in_c_computes_the_same(folder: Path, tmp_path: Path) -> None:
+    compile_c(model(), example=EXAMPLE, records=folder, max_steps=35).save(tmp_path / "c")
+    assert "as PyTorch gave it" in make(tmp_path / "c", "check")
 
 
 def test_only_the_size_of_a_trace_runs_as_it_says() -> None:
