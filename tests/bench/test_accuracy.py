@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,35 @@ def test_runs_are_compiled_and_timed(data: Path) -> None:
     table = (data / "out" / "accuracy.md").read_text()
     assert f"| {weights // 24 + biases:,} | {rows['pruned']['bytes']:,} |" in table
     assert json.loads((data / "out" / "accuracy.json").read_text())["runs"] == results["runs"]
+
+
+def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:
+    recipe, out = _recipe(data, "nano"), data / "out"
+
+    def run(methods: list[str], **changes: Any) -> list[dict[str, Any]]:
+        options: dict[str, Any] = {
+            "compressions": [4.0],
+            "seeds": [0],
+            "speed": False,
+            "echo": lambda line: None,
+        }
+        results = accuracy.run(out, recipe, data=data, methods=methods, **options | changes)
+        rows: list[dict[str, Any]] = results["runs"]
+        assert json.loads((out / "accuracy.json").read_text())["runs"] == rows
+        return rows
+
+    first = run(["pruned"])
+    shutil.rmtree(out / "runs")
+    second = run(["low rank"])
+    assert [row["method"] for row in first] == ["dense", "pruned"]
+    assert sorted(row["method"] for row in second) == ["dense", "low rank", "pruned"]
+    assert all(row in second for row in first)
+    assert {path.name for path in (out / "runs").iterdir()} == {"low-rank-4x-0"}
+    with pytest.raises(BenchError, match="those of others"):
+        run(["low rank"], overrides={"train.lr": 0.1})
+    (out / "accuracy.json").write_text("{}")
+    with pytest.raises(BenchError, match="what bench-accuracy wrote"):
+        run(["low rank"])
 
 
 def test_refused(data: Path) -> None:

@@ -19,6 +19,7 @@ from tvm_doping.models.rivals import smaller_hidden
 from tvm_doping.models.tasks import TASKS
 from tvm_doping.models.train import train
 from tvm_doping.places import write_files
+from tvm_doping.strict_json import read_json
 
 FORMAT_VERSION = 1
 DENSE, SMALLER = "dense", "smaller dense"
@@ -59,9 +60,10 @@ def run(
              start, trained as long. None: random weights;
     speed    at the end compile the runs of the first seed for this machine and time them (`accuracy_speed`).
 
-    A run is finished, or goes on, where an earlier call of the same settings left it: its folder is `out`/runs/NAME. Returns what
-    accuracy.json holds. Raises BenchError for an unknown method, and what `train` raises; a compression that a structure cannot
-    reach is reported and left out.
+    A run is finished, or goes on, where an earlier call of the same settings left it: its folder is `out`/runs/NAME. What an
+    accuracy.json in `out` already has of these runs is kept where their folders are gone. Returns what accuracy.json holds. Raises
+    BenchError for an unknown method or an accuracy.json of other settings, and what `train` raises; a compression that a structure
+    cannot reach is reported and left out.
     """
     folder = Path(out)
     plan = _checked(recipe, methods, overrides)
@@ -86,11 +88,21 @@ def run(
         train(start, data, first, overrides={**(start_overrides or {}), **changes, "train.seed": seed})
         return {"train.seed": seed, "train.start": str(first)}
 
+    kept = _kept(folder, results)
+    asked = {
+        seed: [_name({"method": method, "compression": factor, "seed": seed}) for method, factor in cells]
+        for seed in seeds
+    }
+    this_time = {name for names in asked.values() for name in names}
+    results["runs"] = [row for name, row in kept.items() if name not in this_time]
     for seed in seeds:
-        begun = trained(seed, {})
+        begun = {} if kept.keys() >= set(asked[seed]) else trained(seed, {})
         for method, factor in cells:
             row = {"method": method, "compression": factor, "seed": seed}
             name = _name(row)
+            if name in kept and not (folder / "runs" / name).is_dir():
+                results["runs"].append(kept[name])
+                continue
             settings = dict(overrides or {})
             if method in (DENSE, SMALLER):
                 settings = {k: v for k, v in settings.items() if not k.startswith("doping.")} | {
@@ -114,11 +126,37 @@ def run(
             echo(f"{name}: {task.best} {metrics[f'test_{task.best}']:.4g}")
             write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
     if speed:
-        first = {_name(row): row for row in results["runs"] if row["seed"] == seeds[0]}
-        for name, measured in compiled({name: folder / "runs" / name for name in first}).items():
-            first[name]["compiled"] = measured
+        first: dict[tuple[str, float], dict[str, Any]] = {}
+        for row in results["runs"]:
+            if (folder / "runs" / _name(row)).is_dir():
+                first.setdefault((row["method"], row["compression"]), row)
+        rows = {_name(row): row for row in first.values()}
+        for name, measured in compiled({name: folder / "runs" / name for name in rows}).items():
+            rows[name]["compiled"] = measured
         write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
     return results
+
+
+def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier accuracy.json of the same recipes, by name; {} where there is none."""
+    path = folder / "accuracy.json"
+    if not path.is_file():
+        return {}
+    found = read_json(path, lambda needs, got: BenchError(f"{path}", needs, got, "Move it away."))
+    try:
+        # recipes gain fields: an earlier one has their defaults
+        same = all(
+            (found[key] and Recipe.model_validate(found[key]).model_dump(mode="json")) == results[key]
+            for key in ("recipe", "start")
+        )
+        rows = {_name(row): row for row in found["runs"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{path}", "what bench-accuracy wrote", str(error), "Move it away.") from error
+    if not same:
+        raise BenchError(
+            f"{path}", "the results of the same recipe and start", "those of others", "Choose another folder."
+        )
+    return rows
 
 
 def _name(row: Mapping[str, Any]) -> str:

@@ -51,6 +51,8 @@ def compiled(
             "parameters": _parameters(part.module),
             "bytes": sum(array.nbytes for array in bundle.weights.values()),
         }
+    if not calls:
+        return {}
     with pinned(1):
         samples = interleave(calls, seconds=seconds)
     for name, values in samples.items():
