@@ -143,6 +143,7 @@ def compile(
             "vocabulary": tuple(config.get("vocabulary") or ()),
             "tokens": config.get("tokens"),
             "labels": tuple(config.get("labels") or ()),
+            "columns": tuple(config.get("columns") or ()),
         }
     bundles = []
     for machine in targets:

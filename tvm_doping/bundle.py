@@ -175,6 +175,7 @@ class Bundle:
         vocabulary: Sequence[str] = (),
         tokens: str | None = None,
         labels: Sequence[str] = (),
+        columns: Sequence[str] = (),
     ) -> Bundle:
         """The bundle of what `build` made, in memory."""
         target, signature = compiled.target, compiled.signature
@@ -206,6 +207,7 @@ class Bundle:
                 "records": compiled.records,
                 "tokens": tokens,
                 "labels": tuple(labels),
+                "columns": tuple(columns),
             }
         )
         return cls(

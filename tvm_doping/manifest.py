@@ -104,7 +104,8 @@ class Model(Part):
     precision    how low stored values may go;
     versions     package -> version at compile time; metrics: what the run folder reported, e.g. perplexities;
     tokens       models of text: how it becomes input indices (text.split), else None;
-    labels       classifiers: what each of the last axis of the first output stands for, else empty.
+    labels       classifiers: what each of the last axis of the first output stands for, else empty;
+    columns      forecasters: what each of the last axis of the first input stands for, else empty.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Model(Part):
     metrics: dict[str, bool | int | float | str | None] = {}
     tokens: Literal["words", "pieces", "characters"] | None = None
     labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> Self:

@@ -18,7 +18,7 @@ def read_text(path: Path, split: str) -> str:
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(str(path), "readable UTF-8 text", str(error), "Convert the file.") from error
     if not text.strip():
-        raise DataError(f"{split} split", "at least one sentence", f"an empty {path}", "Fill the file.")
+        raise DataError(f"{split} split", "some text", f"an empty {path}", "Fill the file.")
     return text
 
 
