@@ -33,7 +33,7 @@ class Checkpoint:
     config      the JSON: "format_version", "task", "model" (arguments that build it), "metrics", "structures"
                 (kind, shape and parameters of each doped weight), "compression", "weights_sha256", and what
                 training wrote besides; of models of text "vocabulary" and "tokens" (see `tvm_doping.text`), of
-                classifiers "labels";
+                classifiers "labels", of forecasters "columns";
     tensors     the dense parameters and buffers, by name;
     structures  the doped weights, by parameter name: S sparse, never dense.
     """

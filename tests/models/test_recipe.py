@@ -17,7 +17,7 @@ from tvm_doping.models.tasks.language_model import ModelRecipe
 
 
 def test_the_recipes_that_come_along() -> None:
-    models = ("lm-tiny", "lm-small", "lm-medium", "lm-large", "intent", "mt")
+    models = ("lm-tiny", "lm-small", "lm-medium", "lm-large", "intent", "mt", "forecast")
     assert recipe_names() == sorted(f"{model}{kind}" for model in models for kind in ("", "-dense"))
     for name in recipe_names():
         recipe = load_recipe(name)
