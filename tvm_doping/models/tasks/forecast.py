@@ -165,7 +165,8 @@ class Forecasting(Task[Series]):
     def loss(self, model: nn.Module, batch: Batch, carried: tuple[Tensor, ...] | None) -> Loss:
         """The mean square error, with the target's deviation in the training data as the unit."""
         x, wanted = batch
-        bare: ForecastModel = getattr(model, "module", model)  # "module": of many processes
+        bare = getattr(model, "module", model)  # "module": of many processes
+        assert isinstance(bare, ForecastModel)
         with parametrize.cached():  # each doped weight is computed once a batch
             error = (model(x) - wanted) / bare.scale[bare.target]
         value = functional.mse_loss(error, torch.zeros_like(error))

@@ -102,8 +102,7 @@ def csv_files(folder: Path, **chosen: Any) -> Series:
     if len(found) != 1:
         raise DataError(str(folder), _NEEDS, ", ".join(found)[:200] or "no .csv", "Put them there.")
     names, rows = _table(folder / found[0], "data", chosen["columns"])
-    cuts = [round(len(rows) * share) for share in _SHARES]
-    return chosen_series(names, parted([(rows, *cuts)], chosen["window"]), **chosen)
+    return chosen_series(names, _by_time(rows, chosen["window"]), **chosen)
 
 
 def sample(**chosen: Any) -> Series:
@@ -115,8 +114,7 @@ def sample(**chosen: Any) -> Series:
     cold = 5 + 4 * np.cos(day) + slow
     load = 50 + 3 * np.roll(cold, 6) + 8 * np.sin(day) + random.standard_normal(len(hours))
     rows = np.stack([load, cold, np.sin(day)], 1)[24:].astype(np.float32)
-    cuts = [round(len(rows) * share) for share in _SHARES]
-    return chosen_series(("load", "cold", "sine"), parted([(rows, *cuts)], chosen["window"]), **chosen)
+    return chosen_series(("load", "cold", "sine"), _by_time(rows, chosen["window"]), **chosen)
 
 
 def parted(pieces: Sequence[tuple[np.ndarray, int, int]], window: int) -> dict[str, tuple[np.ndarray, ...]]:
@@ -198,6 +196,12 @@ def _table(path: Path, split: str, columns: Sequence[str] | None) -> tuple[tuple
                 raise DataError(where, "a number", repr(row[place])[:80], remedy)
             rows[number, at] = float(row[place])
     return kept, rows
+
+
+def _by_time(rows: np.ndarray, window: int) -> dict[str, tuple[np.ndarray, ...]]:
+    """One series, by split."""
+    valid, test = (round(len(rows) * share) for share in _SHARES)
+    return parted([(rows, valid, test)], window)
 
 
 def _kept(names: Sequence[str], columns: Sequence[str] | None) -> tuple[str, ...]:
