@@ -16,7 +16,6 @@ from tvm_doping import checkpoint
 from tvm_doping.cli import main
 from tvm_doping.errors import CheckpointError, DataError, InvalidInput
 from tvm_doping.models import load_model
-from tvm_doping.models.loop import Run
 from tvm_doping.models.metrics import read_metrics
 from tvm_doping.models.tasks.forecast import Forecasting, ForecastModel
 from tvm_doping.models.tasks.protocol import Share
@@ -214,17 +213,17 @@ def test_a_stopped_run_resumes_to_the_bit(run: Path, tmp_path: Path, monkeypatch
     class Killed(Exception):
         pass
 
-    real = Run._step
+    calls, real = iter(range(100)), Forecasting.loss
 
-    def step(self: Run, batch: Any) -> Any:
-        if self.at.step == 23:
+    def stopping(*arguments: Any) -> Any:
+        if next(calls) == 23:
             raise Killed
-        return real(self, batch)
+        return real(*arguments)
 
-    monkeypatch.setattr(Run, "_step", step)
+    monkeypatch.setattr(Forecasting, "loss", stopping)
     with pytest.raises(Killed):
         train("forecast", out=tmp_path / "run", overrides=TINY, progress=False)
-    monkeypatch.setattr(Run, "_step", real)
+    monkeypatch.setattr(Forecasting, "loss", real)
     train("forecast", out=tmp_path / "run", overrides=TINY, progress=False)
     sums = [checkpoint.read_config(folder)["weights_sha256"] for folder in (run, tmp_path / "run")]
     assert sums[0] == sums[1]
