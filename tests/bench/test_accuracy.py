@@ -113,6 +113,7 @@ def test_runs_are_compiled_and_timed(data: Path) -> None:
 
 def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:
     recipe, out = _recipe(data, "nano"), data / "out"
+    start = _recipe(data, "nano-dense", doping=None)
 
     def run(methods: list[str], **changes: Any) -> list[dict[str, Any]]:
         options: dict[str, Any] = {
@@ -132,7 +133,8 @@ def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:
     assert [row["method"] for row in first] == ["dense", "pruned"]
     assert sorted(row["method"] for row in second) == ["dense", "low rank", "pruned"]
     assert all(row in second for row in first)
-    assert {path.name for path in (out / "runs").iterdir()} == {"low-rank-4x-0"}
+    assert {path.name for path in (out / "runs").iterdir()} == {"low-rank-4x-0", "start-0"}
+    assert run(["low rank"]) == second
     with pytest.raises(BenchError, match="those of others"):
         run(["low rank"], overrides={"train.lr": 0.1})
     (out / "accuracy.json").write_text("{}")

@@ -96,11 +96,12 @@ def run(
     this_time = {name for names in asked.values() for name in names}
     results["runs"] = [row for name, row in kept.items() if name not in this_time]
     for seed in seeds:
-        begun = {} if kept.keys() >= set(asked[seed]) else trained(seed, {})
+        there = {name for name in asked[seed] if name in kept and not (folder / "runs" / name).is_dir()}
+        begun = trained(seed, {}) if set(asked[seed]) - there else {}
         for method, factor in cells:
             row = {"method": method, "compression": factor, "seed": seed}
             name = _name(row)
-            if name in kept and not (folder / "runs" / name).is_dir():
+            if name in there:
                 results["runs"].append(kept[name])
                 continue
             settings = dict(overrides or {})
