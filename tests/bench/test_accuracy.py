@@ -120,6 +120,7 @@ def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:
             "compressions": [4.0],
             "seeds": [0],
             "speed": False,
+            "start": start,
             "echo": lambda line: None,
         }
         results = accuracy.run(out, recipe, data=data, methods=methods, **options | changes)
