@@ -184,8 +184,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         values = [row["test"] for row in rows]
         lost = statistics.fmean(sign * (row["test"] / dense[row["seed"]] - 1) for row in rows)
         lines.append(
-            f"| {factor:g}x | {method} | {_mean(rows, 'test'):.4g}{_spread(values)} | {lost:+.1%} | "
-            f"{_mean(rows, 'valid'):.4g} | {len(rows)} | {_speed(rows)} |"
+            f"| {factor:g}x | {method} | {_mean(rows, 'test'):#.4g}{_spread(values)} | {lost:+.1%} | "
+            f"{_mean(rows, 'valid'):#.4g} | {len(rows)} | {_speed(rows)} |"
         )
     budget = f"{plan['train']['epochs']} epochs"
     if start is not None:
