@@ -374,6 +374,7 @@ def test_what_build_made_becomes_a_bundle(bundle, library, tmp_path):
     layer |= {"parameters": 5, "dense_parameters": 50, "bytes": 20, "dense_bytes": 200, "plan": {"lanes": 16}}
     compiled = SimpleNamespace(
         library=library,
+        records=(),
         weights=bundle.weights,
         signature=signature,
         target=targets.TARGETS["x86-64-v2"],
