@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,27 @@ import pytest
 import torch
 
 from tvm_doping.models import Recipe
+from tvm_doping.models.tasks import language_model as lm
+
+
+class Stopped(Exception):
+    """A training that `stop` has stopped."""
+
+
+def stop(begin: Callable[[], Any], calls: int, owner: Any = lm, name: str = "segment_loss") -> None:
+    """Begin a training that is stopped after so many calls of a function, once a batch: as a process that is killed there."""
+    left, real = iter(range(calls)), getattr(owner, name)
+
+    def stopping(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise Stopped
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, stopping)
+        with pytest.raises(Stopped):
+            begin()
+    torch.manual_seed(123)  # whatever the process did meanwhile
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.conftest import fields
+from tests.models.conftest import fields, stop
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, RecipeError
 from tvm_doping.models import Recipe, load_model, load_recipe, read_metrics
@@ -109,23 +109,10 @@ def test_a_teacher_alone_teaches(dense: Path, texts: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("at", [9, 61])
-def test_a_stopped_student_goes_on_to_the_bit(
-    dense: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_a_stopped_student_goes_on_to_the_bit(dense: Path, texts: Path, tmp_path: Path, at: int) -> None:
     recipe = taught(dense, epochs=1, precision="bf16")
     train(recipe, texts, tmp_path / "whole", progress=False)
-    calls, real = iter(range(at)), lm.segment_loss
-
-    def stopping(*arguments: Any) -> Any:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(lm, "segment_loss", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, texts, tmp_path / "cut", progress=False)
-    monkeypatch.setattr(lm, "segment_loss", real)
-    torch.manual_seed(123)
+    stop(lambda: train(recipe, texts, tmp_path / "cut", progress=False), at)
     train(recipe, texts, tmp_path / "cut", progress=False)
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut

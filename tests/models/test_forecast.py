@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import tvm_doping
+from tests.models.conftest import stop
 from tvm_doping import checkpoint
 from tvm_doping.cli import main
 from tvm_doping.errors import CheckpointError, DataError, InvalidInput
@@ -209,21 +211,9 @@ def test_the_bundle_forecasts_as_pytorch_does_in_the_datas_units(
     np.testing.assert_allclose(np.load(tmp_path / "next.npy"), wanted, atol=1e-3, rtol=0)
 
 
-def test_a_stopped_run_resumes_to_the_bit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(Exception):
-        pass
-
-    calls, real = iter(range(100)), Forecasting.loss
-
-    def stopping(*arguments: Any) -> Any:
-        if next(calls) == 23:
-            raise Killed
-        return real(*arguments)
-
-    monkeypatch.setattr(Forecasting, "loss", stopping)
-    with pytest.raises(Killed):
-        train("forecast", out=tmp_path / "run", overrides=TINY, progress=False)
-    monkeypatch.setattr(Forecasting, "loss", real)
+def test_a_stopped_run_resumes_to_the_bit(run: Path, tmp_path: Path) -> None:
+    begin = partial(train, "forecast", out=tmp_path / "run", overrides=TINY, progress=False)
+    stop(begin, 23, Forecasting, "loss")
     train("forecast", out=tmp_path / "run", overrides=TINY, progress=False)
     sums = [checkpoint.read_config(folder)["weights_sha256"] for folder in (run, tmp_path / "run")]
     assert sums[0] == sums[1]

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.conftest import fields
+from tests.models.conftest import fields, stop
 from tvm_doping import checkpoint
 from tvm_doping.errors import InvalidInput, RecipeError
 from tvm_doping.models import Annealing, Recipe, dope, doped_weights, load_recipe
 from tvm_doping.models.doping import original
-from tvm_doping.models.tasks import language_model as lm
 from tvm_doping.models.train import train
 
 
@@ -122,23 +121,12 @@ def test_what_is_impossible_is_said() -> None:
 
 
 @pytest.mark.parametrize("at", [60, 75])
-def test_a_stopped_run_goes_on_to_the_bit(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_a_stopped_run_goes_on_to_the_bit(texts: Path, tmp_path: Path, at: int) -> None:
     settings = fields(epochs=3, accumulate=2)
     settings["doping"]["anneal"] |= {"end": 0.3, "regrow": 0.4, "regrow_end": 0.9, "frequency": 2}
-    recipe, calls, real = Recipe.model_validate(settings), iter(range(at)), lm.segment_loss
+    recipe = Recipe.model_validate(settings)
     train(recipe, texts, tmp_path / "whole", progress=False)
-
-    def stopping(*arguments: Any) -> Any:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(lm, "segment_loss", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, texts, tmp_path / "cut", progress=False)
-    monkeypatch.setattr(lm, "segment_loss", real)
+    stop(lambda: train(recipe, texts, tmp_path / "cut", progress=False), at)
     train(recipe, texts, tmp_path / "cut", progress=False)
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut

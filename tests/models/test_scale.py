@@ -13,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.models.conftest import fields
+from tests.models.conftest import fields, stop
 from tests.models.test_intent import write
 from tvm_doping.errors import CheckpointError, RecipeError
 from tvm_doping.models import Recipe, read_metrics
 from tvm_doping.models.tasks import TASKS
-from tvm_doping.models.tasks import language_model as lm
 from tvm_doping.models.tasks.protocol import Share
 from tvm_doping.models.tasks.sentences import sample
 from tvm_doping.models.train import train
@@ -133,30 +132,11 @@ def test_two_processes_resume_to_the_bit(launched: Path, texts: Path) -> None:
     assert train(recipe, texts, launched / "whole", progress=False)["finished"]
 
 
-class _Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [19, 42])
-def test_a_stopped_run_of_groups_goes_on_to_the_bit(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_a_stopped_run_of_groups_goes_on_to_the_bit(texts: Path, tmp_path: Path, at: int) -> None:
     recipe = Recipe.model_validate(fields(epochs=2, accumulate=2))
     train(recipe, texts, tmp_path / "whole", progress=False)
-    batches, real = 0, lm.segment_loss
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal batches
-        batches += 1
-        if batches == at:
-            raise _Stop
-        return real(*arguments)
-
-    monkeypatch.setattr(lm, "segment_loss", stopping)
-    with pytest.raises(_Stop):
-        train(recipe, texts, tmp_path / "cut", progress=False)
-    torch.manual_seed(123)
-    monkeypatch.setattr(lm, "segment_loss", real)
+    stop(lambda: train(recipe, texts, tmp_path / "cut", progress=False), at - 1)
     train(recipe, texts, tmp_path / "cut", progress=False)
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut and curve(tmp_path / "whole") == curve(tmp_path / "cut")

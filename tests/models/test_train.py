@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.models.conftest import fields
+from tests.models.conftest import fields, stop
 from tvm_doping import checkpoint
 from tvm_doping.errors import CheckpointError, DataError, DopingError, RecipeError
 from tvm_doping.models import LanguageModel, Recipe, doped_weights, load_model, load_recipe, read_metrics
@@ -95,26 +95,11 @@ class _Stop(Exception):
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("at", [9, 40, 61])
-def test_a_stopped_run_goes_on_to_the_bit(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimiser: str, at: int
-) -> None:
+def test_a_stopped_run_goes_on_to_the_bit(texts: Path, tmp_path: Path, optimiser: str, at: int) -> None:
     settings = fields(epochs=2, optimiser=optimiser, lr=1.0 if optimiser == "sgd" else 0.01)
     recipe = Recipe.model_validate(settings)
     train(recipe, texts, tmp_path / "whole", progress=False)
-    steps, real = 0, lm.segment_loss
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == at:
-            raise _Stop
-        return real(*arguments)
-
-    monkeypatch.setattr(lm, "segment_loss", stopping)
-    with pytest.raises(_Stop):
-        train(recipe, texts, tmp_path / "cut", progress=False)
-    torch.manual_seed(123)  # whatever the process did meanwhile
-    monkeypatch.setattr(lm, "segment_loss", real)
+    stop(lambda: train(recipe, texts, tmp_path / "cut", progress=False), at - 1)
     train(recipe, texts, tmp_path / "cut", progress=False)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
@@ -291,21 +276,10 @@ def test_a_place_that_cannot_be_written_is_refused_first(texts: Path, tmp_path: 
 
 
 def test_a_line_an_epoch_where_there_is_no_terminal(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = lm.segment_loss
-    calls = iter(range(60))
-
-    def stopping(*arguments: Any) -> Any:
-        if next(calls, None) is None:
-            raise _Stop
-        return real(*arguments)
-
     recipe = Recipe.model_validate(fields(epochs=3))
-    monkeypatch.setattr(lm, "segment_loss", stopping)
-    with pytest.raises(_Stop):
-        train(recipe, texts, tmp_path)
-    monkeypatch.setattr(lm, "segment_loss", real)
+    stop(lambda: train(recipe, texts, tmp_path), 60)
     first = capsys.readouterr().err
     train(recipe, texts, tmp_path)
     out, err = capsys.readouterr()
