@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import math
 import time
@@ -25,7 +24,7 @@ from tvm_doping.tuning import worker
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.measure import Job, LoopPlan, typical
 from tvm_doping.tuning.rules import Rules
-from tvm_doping.tuning.trials import FINAL_ROUNDS, FINALISTS, GAIN, Budget
+from tvm_doping.tuning.trials import FINAL_ROUNDS, FINALISTS, GAIN, Budget, place_of, so_far
 from tvm_doping.tuning.workers import Workers
 
 
@@ -85,10 +84,7 @@ class LoopTrials:
     ) -> None:
         self.task, self.target, self.workers, self.log = task, target, workers, log
         self.timeout, self.echo, self.started = timeout, echo, time.monotonic()
-        key = f"{task.key.model_dump_json()} {target.name}"
-        self.id = hashlib.sha256(key.encode()).hexdigest()[:12]
-        self.place = log.folder / f".{self.id}"
-        self.place.mkdir(exist_ok=True)
+        self.id, self.place = place_of(log, f"{task.key.model_dump_json()} {target.name}")
         self.job = replace(job, steps=(task.T,), kept=str(self.place))
         self.file = self.place / "loops.json"
         mod = tvm.IRModule({"candidate": task.function.with_attr("global_symbol", "candidate")})
@@ -174,17 +170,12 @@ class LoopTrials:
         )
 
     def _progress(self, budget: Budget) -> str:
-        done, now = len(self.scores), time.monotonic()
-        left = min(
-            (budget.trials - done) * (now - self.started) / max(1, done - self.before), budget.end - now
-        )
-        failed = sum(score == math.inf for score in self.scores.values())
+        done, spent = len(self.scores), time.monotonic() - self.started
+        left = budget.left(done, done - self.before, spent)
         of = f" of {budget.trials}" if budget.end == math.inf else ""  # else as many as there is time for
-        return (
-            f"{self.task.name}, T = {self.task.T}: {done}{of} candidates"
-            f"{f', {failed} failed' if failed else ''}, best {1 / min(self.scores.values()):.2f}x compile's own loops, "
-            f"{max(0.0, left):.0f} s left"
-        )
+        candidates = f"{self.task.name}, T = {self.task.T}: {done}{of} candidates"
+        best = so_far(self.scores, "compile's own loops")
+        return f"{candidates}{best}, {left:.0f} s left"
 
 
 def said(task: LoopTask, record: LoopRecord | None) -> str:

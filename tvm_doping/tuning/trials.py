@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,6 +39,10 @@ class Budget:
 
     trials: int
     end: float = math.inf
+
+    def left(self, done: int, fresh: int, spent: float) -> float:
+        """Seconds until it is spent, with `done` candidates measured, `fresh` of them in the `spent` seconds of this job."""
+        return max(0.0, min((self.trials - done) * spent / max(1, fresh), self.end - time.monotonic()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +83,7 @@ class Trials:
         self.timeout, self.echo = timeout, echo
         self.task, self.started = space.task, time.monotonic()
         self.name = self.task.names[0]
-        key = f"{self.task.key.model_dump_json()} {target.name} {job.steps}"
-        self.id = hashlib.sha256(key.encode()).hexdigest()[:12]
-        place = log.folder / f".{self.id}"
-        place.mkdir(exist_ok=True)
+        self.id, place = place_of(log, f"{self.task.key.model_dump_json()} {target.name} {job.steps}")
         self.weights, self.job = place / "weights.npz", replace(job, kept=str(place))
         worker.save_weights(self.weights, self.task.weights)
         self.first = start(space)
@@ -270,15 +272,24 @@ class Trials:
         return 1e-6 * self.scores[choice.model_dump_json()]
 
     def _progress(self, budget: Budget) -> str:
-        done, now = len(self.scores), time.monotonic()
-        fresh = max(1, done - self.before)
-        left = min((budget.trials - done) * (now - self.started) / fresh, budget.end - now)
-        failed = sum(score == math.inf for score in self.scores.values())
-        return (
-            f"{self.name}: {done} of {min(budget.trials, self.space.size)} candidates"
-            f"{f', {failed} failed' if failed else ''}, best {1 / min(self.scores.values()):.2f}x the predicted choice, "
-            f"{max(0.0, left):.0f} s left"
-        )
+        done, spent = len(self.scores), time.monotonic() - self.started
+        left = budget.left(done, done - self.before, spent)
+        candidates = f"{self.name}: {done} of {min(budget.trials, self.space.size)} candidates"
+        return f"{candidates}{so_far(self.scores, 'the predicted choice')}, {left:.0f} s left"
+
+
+def place_of(log: Log, key: str) -> tuple[str, Path]:
+    """What the log calls the search of a task, by all that its measurements depend on, and a folder for it beside the log."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:12]
+    place = log.folder / f".{name}"
+    place.mkdir(exist_ok=True)
+    return name, place
+
+
+def so_far(scores: Mapping[str, float], reference: str) -> str:
+    """In words how many candidates failed, and the best beside the reference."""
+    failed = sum(score == math.inf for score in scores.values())
+    return f"{f', {failed} failed' if failed else ''}, best {1 / min(scores.values()):.2f}x {reference}"
 
 
 def _typical(samples: Mapping[Any, Sequence[float]]) -> dict[int, float]:
