@@ -210,9 +210,8 @@ def lower(
     repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
     runs_here = not missing_features(machine.features)
-    linker = (
-        compiler(machine) if library or runs_here else None
-    )  # before what takes seconds: it may be missing
+    # before what takes seconds: it may be missing
+    linker = compiler(machine) if library or runs_here else None
     if machine.gpu:
         find_nvcc()
     imported = _imported(model, example, wanted, tolerance)

@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "kronecker": {"doping.structure": "kronecker", "doping.sparse": False},
     "low rank": {"doping.structure": "low_rank", "doping.sparse": False},
     "hybrid": {"doping.structure": "hybrid", "doping.sparse": False},
-    SMALLER: {"doping": None},
+    SMALLER: {},
 }
 
 
@@ -106,9 +106,8 @@ def run(
                 continue
             settings = dict(overrides or {})
             if method in (DENSE, SMALLER):
-                settings = {k: v for k, v in settings.items() if not k.startswith("doping.")} | {
-                    "doping": None
-                }
+                settings = {k: v for k, v in settings.items() if not k.startswith("doping.")}
+                settings["doping"] = None
             else:
                 nearest = {} if start is None else {"doping.init": "nearest"}
                 settings |= {**nearest, **METHODS[method], "doping.compression": factor}
