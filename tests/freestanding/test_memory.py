@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tvm_doping._tvm import tirx
+from tvm_doping.freestanding.calls import largest
 from tvm_doping.freestanding.kernels import _frame
 from tvm_doping.freestanding.memory import ALIGNMENT, Life, aligned, arrange, in_a_row
 
@@ -47,3 +49,11 @@ def test_frames_are_read_from_assembly() -> None:
     )
     vectors = "\t.cfi_startproc\n\tstp\tx29, x30, [sp, #-96]!\n\tsub\tsp, sp, #1712\n\taddvl\tsp, sp, #-1\n\t.cfi_endproc\n"
     assert (_frame(notes), _frame(pointer), _frame(notes + vectors)) == (80, 336, 96 + 1712 + 256)
+
+
+def test_a_size_that_has_a_name_is_what_the_name_stands_for() -> None:
+    T = tirx.Var("T", "int64")
+    padded, rows = tirx.Var("padded", "int64"), tirx.Var("rows", "int64")
+    binds = [tirx.Bind(padded, T + 2), tirx.Bind(rows, padded * 8)]
+    assert largest(rows + T, 35, binds) == (35 + 2) * 8 + 35
+    assert largest(T * 3, 35) == 105

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,10 +192,15 @@ def _text(size: Any) -> str:
     return re.sub(r"T\.int64\((\d+)\)", r"\1", str(size)).replace("T_1", "T")
 
 
-def largest(size: Any, steps: int) -> int:
-    """The value of an expression of T alone for the most steps. Sizes grow with T: none is a difference from it."""
-    for var in found(size, tirx.Var):
-        size = replaced(size, var, tirx.const(steps, str(var.ty.dtype)))
+def largest(size: Any, steps: int, binds: Sequence[Any] = ()) -> int:
+    """The value of an expression of T, and of what `binds` (TensorIR's Bind) name, for the most steps.
+
+    Sizes grow with T: none is a difference from it.
+    """
+    while names := found(size, tirx.Var):
+        for var in names:
+            bound = next((bind.value for bind in binds if bind.var.same_as(var)), None)
+            size = replaced(size, var, tirx.const(steps, str(var.ty.dtype)) if bound is None else bound)
     return int(tvm.sym.Analyzer().simplify(size))
 
 

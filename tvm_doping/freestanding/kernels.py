@@ -17,7 +17,7 @@ from tvm_doping.errors import UnsupportedModel
 from tvm_doping.freestanding.calls import itemsize, largest
 from tvm_doping.freestanding.memory import aligned
 from tvm_doping.kernels.lowering import tir_pipeline
-from tvm_doping.kernels.traced import TRACES
+from tvm_doping.kernels.trees import found
 from tvm_doping.targets import Target
 
 # Of what an AllocBuffer asks, TVM's code generator takes less than so many bytes from the stack, and more from the runtime.
@@ -91,10 +91,7 @@ class _Skip:
 
 
 def _private(function: Any) -> Any:
-    # Schedules that tuning found are for TVM's runtime: with the copies for a size, what `_plain` makes is wrong.
-    for name in ("global_symbol", TRACES):
-        function = function.without_attr(name) if name in function.attrs else function
-    return function
+    return function.without_attr("global_symbol") if "global_symbol" in function.attrs else function
 
 
 def _plain(function: Any, name: str, steps: int) -> tuple[Any, int, bool]:
@@ -104,11 +101,12 @@ def _plain(function: Any, name: str, steps: int) -> tuple[Any, int, bool]:
         tirx.DeclBuffer(param, data=pointer) for param, pointer in zip(function.params, pointers, strict=True)
     ]
     workspace, size = _pointer("workspace", "uint8"), 0
+    binds = found(function.body, tirx.Bind)  # extents that are alike get one name
 
     def place(allocation: Any) -> Any:
         nonlocal size
         buffer = allocation.buffer
-        count = math.prod(largest(extent, steps) for extent in buffer.ty.shape)
+        count = math.prod(largest(extent, steps, binds) for extent in buffer.ty.shape)
         asked = count * itemsize(str(buffer.dtype))
         if asked < _ON_THE_STACK and all(isinstance(extent, tirx.IntImm) for extent in buffer.ty.shape):
             return allocation
