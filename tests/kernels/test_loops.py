@@ -14,12 +14,12 @@ from tests.frontend.running import Program, close, inputs
 from tests.kernels.conftest import target_or_skip
 from tvm_doping._tvm import te, tirx, tvm
 from tvm_doping.frontend import import_model
-from tvm_doping.kernels import lowering
+from tvm_doping.kernels import lowering, traced
 from tvm_doping.passes import Context, pipeline, run_passes
 
 # Fills neither vectors nor blocks of them: 4 x 8 + 8 + 5. And one that is shorter than a vector.
 WIDE, NARROW = 45, 3
-SIZES = ((1, 1), (2, 3), (7, 1), (19, 2), (40, 1))
+SIZES = ((1, 1), (1, 2), (2, 3), (7, 1), (19, 2), (40, 1))
 FUNCTIONS: dict[str, Any] = {
     "layer norm": lambda m, x: functional.layer_norm(x, x.shape[-1:], m.weight[0], m.weight[1]),
     "batch norm": lambda m, x: m.norm(x.permute(1, 2, 0)).permute(2, 0, 1),
@@ -134,3 +134,23 @@ def test_a_condition_on_values_stays() -> None:
     x = te.placeholder((20,), name="x")
     y = te.compute((20,), lambda i: tirx.if_then_else(x[i] < 0, x[i], x[19 - i]), name="y")
     assert "if_then_else" in loops(x, y)[1]
+
+
+def convolution() -> Any:
+    T = te.var("T", "int64")
+    x, w = te.placeholder((8, T), name="x"), te.placeholder((6, 8, 3), name="w")
+    i, k = te.reduce_axis((0, 8), name="i"), te.reduce_axis((0, 3), name="k")
+    padded = te.compute((8, T + 2), lambda i, t: tirx.if_then_else((t > 0) & (t <= T), x[i, t - 1], 0.0))
+    y = te.compute((6, T), lambda o, t: te.sum(padded[i, t + k] * w[o, i, k], axis=[i, k]), name="y")
+    return x, w, y
+
+
+def test_a_single_step_is_summed_along_what_lies_side_by_side() -> None:
+    kinds, text = loops(*convolution())
+    assert "if T_1 == T.int64(1)" in text
+    assert tirx.ForKind.VECTORIZED in kinds  # over i and k as one; LLVM's, over t, for more steps
+
+
+def test_a_function_with_a_size_among_its_arguments_is_not_of_products() -> None:
+    function = tirx.PrimFunc([tirx.Var("T", "int64")], tirx.Evaluate(0))
+    assert not traced.multiplies(function)

@@ -11,7 +11,7 @@ from tvm.s_tir.dlight.analysis import normalize_prim_func
 from tvm.s_tir.schedule import ScheduleError
 
 from tvm_doping._tvm import tirx, tvm
-from tvm_doping.kernels.trees import found, uses
+from tvm_doping.kernels.trees import found, replaced, uses
 
 
 def order_loops(function: Any) -> Any:
@@ -59,9 +59,12 @@ def _reduction(schedule: Any, info: Any) -> None:
     over = [it.loop_rv for it in info.iters if it.kind == "R"]
     if not over:  # over one term only: the loop has been dropped
         return
-    inner = _neighbours(schedule.get(info.block_rv), info)
+    block = schedule.get(info.block_rv)
+    inner = _neighbours(block, info)
     if inner is not None:
         schedule.reorder(*over, inner)
+    elif len(over) > 1 and _one_run(block, info):
+        over = [schedule.fuse(*over)]
     schedule.decompose_reduction(info.block_rv, over[0])
 
 
@@ -75,3 +78,25 @@ def _neighbours(block: Any, info: Any) -> Any:
     loads = found(block.body, tvm.ir.TensorLoad)
     apart = any(uses(index, last) for load in loads for index in load.indices[:-1])
     return loops[0] if loops and not apart else None
+
+
+def _one_run(block: Any, info: Any) -> bool:
+    """Whether all that a sum over several axes reads stands side by side along them: a single longer run, as for one axis."""
+    over = [it for it in info.iters if it.kind == "R"]
+    step = tirx.const(1, "int64")
+    for it in reversed(over):  # innermost first: a step of each is as far as all steps of the one within it
+        for load in found(block.body, tvm.ir.TensorLoad):
+            at = _place(load)
+            moved = replaced(at, it.var, it.var + 1) - at
+            if uses(at, it.var) and not tvm.sym.Analyzer().can_prove_equal(moved, step):
+                return False
+        step = step * it.dom
+    return True
+
+
+def _place(load: Any) -> Any:
+    """How far a loaded value lies from its buffer's first."""
+    at: Any = tirx.const(0, "int64")
+    for index, extent in zip(load.indices, load.source.shape, strict=True):
+        at = at * extent + index
+    return at

@@ -17,7 +17,7 @@ from tvm_doping.kernels.conditions import split_at_conditions
 from tvm_doping.kernels.mathematics import replace_calls
 from tvm_doping.kernels.reductions import vectorize_reductions
 from tvm_doping.kernels.stores import sort_stores
-from tvm_doping.kernels.traced import TRACES, choose_by_size, scheduled
+from tvm_doping.kernels.traced import TRACES, choose_by_size, one_step, scheduled
 
 # LLVM splits a vector that is wider than the target's, and shorter ones leave wider registers empty.
 _LANES = 8
@@ -43,17 +43,25 @@ def in_vectors(mod: Any) -> Any:
     LLVM does the most: whole loops in vectors with their tails, for any extents. It needs loops in the order of memory, no
     calls of libm, no conditions on the loop's variable; and sums it may not reorder, so that is done here.
     """
-    special = {gv: [_to_loops(one) for one in scheduled(f)] for gv, f in mod.functions_items()}
-    functions = {gv: order_loops(sort_stores(_bare(f))) for gv, f in mod.functions_items()}
-    mod = tvm.transform.Sequential(_loop_passes())(tvm.IRModule(functions, attrs=mod.attrs))
-    # Calls are replaced last: what they become binds variables, which a copy of it would bind twice.
+    tuned = {gv: [_to_loops(one) for one in scheduled(f)] for gv, f in mod.functions_items()}
+    bare = {gv: _bare(f) for gv, f in mod.functions_items()}
+    steps = {gv: step for gv, f in bare.items() if (step := one_step(f)) is not None}
+    loops, steps = _ordered(bare, mod.attrs), _ordered(steps, mod.attrs)
     functions = {
-        gv: choose_by_size(
-            replace_calls(vectorize_reductions(split_at_conditions(f), _LANES)), special.get(gv, [])
-        )
-        for gv, f in mod.functions_items()
+        gv: choose_by_size(f, [*([steps[gv]] if gv in steps else []), *tuned[gv]]) for gv, f in loops.items()
     }
     return tvm.IRModule(functions, attrs=mod.attrs)
+
+
+def _ordered(functions: dict[Any, Any], attrs: Any) -> dict[Any, Any]:
+    """Functions as loops in the order that vectors want."""
+    mod = tvm.IRModule({gv: order_loops(sort_stores(f)) for gv, f in functions.items()}, attrs=attrs)
+    mod = tvm.transform.Sequential(_loop_passes())(mod)
+    # Calls are replaced last: what they become binds variables, which a copy of it would bind twice.
+    return {
+        gv: replace_calls(vectorize_reductions(split_at_conditions(f), _LANES))
+        for gv, f in mod.functions_items()
+    }
 
 
 def _bare(function: Any) -> Any:

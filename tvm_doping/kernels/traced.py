@@ -1,4 +1,5 @@
-"""Loops of TVM's own that MetaSchedule's rules scheduled: for one size of their arguments each, beside the loops for any.
+"""Copies of TVM's own loops for some sizes of their arguments, beside the loops for any: those that MetaSchedule's rules scheduled,
+and one for a single time step, whose values stand side by side along another axis.
 
 A trace of sampled tiles is for the numbers that it was sampled for: TVM cannot replay it where an extent is a symbol. So a function
 of symbols gets a copy a size, and asks for the size first:
@@ -24,6 +25,7 @@ from tvm_doping.kernels.trees import found, replaced
 
 # The attribute of a function that says how to schedule it for some sizes: JSON, a list of what `Traced` has.
 TRACES = "doping.traces"
+TIME = "T"  # how the names of the symbols begin that count time steps
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -43,20 +45,29 @@ def with_traces(function: Any, traces: Sequence[Traced]) -> Any:
 
 def fixed(function: Any, sizes: dict[str, int]) -> Any | None:
     """The function for given sizes of its symbols, by name; None where they do not make all shapes numbers."""
-    before = -1
-    while (symbols := _symbols(function)) and len(symbols) != before:
-        before = len(symbols)
-        for param in function.params:
-            # a shape of sums or products of symbols is settled by the parameters that have them alone
-            if any(isinstance(d, tirx.Var) for d in param.shape) and all(
-                isinstance(d, tirx.IntImm | tirx.Var) for d in param.shape
-            ):
-                if any(isinstance(d, tirx.Var) and d.name not in sizes for d in param.shape):
-                    return None
+    function = _with_sizes(function, sizes)
+    return None if _symbols(function) else function
+
+
+def one_step(function: Any) -> Any | None:
+    """A function that sums products, for one time step and any streams; None where it has no T."""
+    if not multiplies(function):
+        return None
+    steps = {name: 1 for name in _symbols(function) if name.startswith(TIME)}
+    special = _with_sizes(function, steps)
+    return special if steps and steps.keys().isdisjoint(_symbols(special)) else None
+
+
+def _with_sizes(function: Any, sizes: dict[str, int]) -> Any:
+    """The function with numbers for those of its symbols that have a size and stand alone in a parameter's shape."""
+    for name in _symbols(function):
+        # a shape of sums or products of symbols is settled by the parameters that have them alone
+        for param in function.params if name in sizes else ():
+            if any(isinstance(d, tirx.Var) and d.name == name for d in param.shape):
                 shape = [_number(d, sizes) for d in param.shape]
                 function = function.specialize({param: tirx.decl_buffer(shape, str(param.dtype))})
                 break
-    return None if symbols else function
+    return function
 
 
 def shapes_of(function: Any) -> Shapes:
@@ -111,19 +122,25 @@ def choose_by_size(function: Any, special: Sequence[Any]) -> Any:
         own, conditions = one.body, []
         for param, other in zip(function.params, one.params, strict=True):
             own = replaced(own, other, param)
-            conditions += [
-                d == n for d, n in zip(param.shape, other.shape, strict=True) if isinstance(d, tirx.Var)
-            ]
+            for d, n in zip(param.shape, other.shape, strict=True):
+                if isinstance(n, tirx.Var):
+                    own = replaced(own, n, d)
+                elif isinstance(d, tirx.Var):
+                    conditions.append(d == n)
         body = own if not conditions else tirx.IfThenElse(tirx.all(*conditions), own, body)
     return function.with_body(body)
 
 
 def multiplies(function: Any) -> bool:
-    """Whether a function sums products of float32: what MetaSchedule's rules have tiles for."""
-    if any(str(param.dtype) != "float32" for param in function.params):
+    """Whether a function sums products of float32, from buffers alone: what MetaSchedule's rules have tiles for."""
+    if not all(_is_float32(param) for param in function.params):  # a size beside them is no buffer
         return False
     blocks = [b for b in found(function.body, SBlock) if b.init is not None]
     return any(found(block.body, tirx.Mul) for block in blocks)
+
+
+def _is_float32(param: Any) -> bool:
+    return isinstance(param.ty, tirx.BufferType) and str(param.dtype) == "float32"
 
 
 def _symbols(function: Any) -> list[str]:
@@ -148,4 +165,5 @@ def _sizes(function: Any, shapes: Sequence[Sequence[int]]) -> dict[str, int] | N
 
 
 def _number(dim: Any, sizes: dict[str, int]) -> Any:
-    return tirx.IntImm(str(dim.ty.dtype), sizes[dim.name]) if isinstance(dim, tirx.Var) else dim
+    known = isinstance(dim, tirx.Var) and dim.name in sizes
+    return tirx.IntImm(str(dim.ty.dtype), sizes[dim.name]) if known else dim

@@ -14,7 +14,6 @@ from tvm_doping.passes.context import Context
 # The attribute of a function that has such schedules: what the bundle's manifest says of them, JSON.
 RECALLED = "doping.recalled"
 STEPS = (1, 35)  # T of the calls that tuning measures: a step, and a sequence
-_TIME = "T"
 
 
 class Recall:
@@ -68,7 +67,9 @@ def sizes_of(function: Any, batch: int, steps: tuple[int, ...]) -> Iterator[tupl
     seen = set()
     symbols = {d.name for p in function.params for d in p.shape if isinstance(d, tirx.Var)}
     for T in dict.fromkeys(steps):
-        fixed = traced.fixed(function, {name: T if name.startswith(_TIME) else batch for name in symbols})
+        fixed = traced.fixed(
+            function, {name: T if name.startswith(traced.TIME) else batch for name in symbols}
+        )
         if fixed is not None and traced.shapes_of(fixed) not in seen:
             seen.add(traced.shapes_of(fixed))
             yield T, fixed
