@@ -13,6 +13,7 @@ import yaml
 
 from tvm_doping import checkpoint
 from tvm_doping.bench import accuracy
+from tvm_doping.bench.accuracy_cells import label
 from tvm_doping.errors import BenchError
 
 METHODS = ("doped kronecker", "pruned", "low rank", "smaller dense")
@@ -109,6 +110,35 @@ def test_runs_are_compiled_and_timed(data: Path) -> None:
     table = (data / "out" / "accuracy.md").read_text()
     assert f"| {weights // 24 + biases:,} | {rows['pruned']['bytes']:,} |" in table
     assert json.loads((data / "out" / "accuracy.json").read_text())["runs"] == results["runs"]
+
+
+def test_settings_of_s_are_varied_and_plotted(data: Path) -> None:
+    def run(**changes: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "data": data,
+            "methods": ["doped kronecker", "low rank"],
+            "compressions": [4.0],
+            "seeds": [0],
+            "vary": {"doping.pattern": ["unstructured", "block4"], "doping.cmr": ["0.2"]},
+            "echo": lambda line: None,
+        }
+        return accuracy.run(data / "out", _recipe(data, "nano"), **options | changes)
+
+    results = run()
+    varied = {label(row): row for row in results["runs"] if "vary" in row}
+    assert set(varied) == {f"doped kronecker, pattern {p}, cmr 0.2" for p in ("unstructured", "block4")}
+    assert sorted(label(row) for row in results["runs"] if "vary" not in row) == ["dense", "low rank"]
+    folder = data / "out" / "runs" / "doped-kronecker-pattern-block4-cmr-0.2-4x-0"
+    doping = yaml.safe_load((folder / "recipe.yaml").read_text())["doping"]
+    assert doping["pattern"] == "block4" and doping["cmr"]["structured"] == doping["cmr"]["sparse"] == 0.2
+    steps = [step for step, _, _ in varied["doped kronecker, pattern block4, cmr 0.2"]["annealing"]]
+    assert steps == sorted(steps) and len(steps) > 1
+    for name in ("accuracy.png", "cancellation.png"):
+        assert (data / "out" / name).read_bytes().startswith(b"\x89PNG")
+    assert "| doped kronecker, pattern block4, cmr 0.2 |" in (data / "out" / "accuracy.md").read_text()
+    for key in ("train.lr", "doping.structure"):
+        with pytest.raises(BenchError, match=key):
+            run(vary={key: ["1"]})
 
 
 def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:

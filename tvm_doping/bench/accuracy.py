@@ -10,6 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from tvm_doping import checkpoint
+from tvm_doping.bench import accuracy_plots
+from tvm_doping.bench.accuracy_cells import (
+    DENSE,
+    METHODS,
+    OF_METHODS,
+    SMALLER,
+    Cell,
+    cells_of,
+    label,
+    name_of,
+)
 from tvm_doping.bench.accuracy_speed import compiled
 from tvm_doping.bench.machine import describe
 from tvm_doping.bench.report import check_folder
@@ -22,19 +33,6 @@ from tvm_doping.places import write_files
 from tvm_doping.strict_json import read_json
 
 FORMAT_VERSION = 1
-DENSE, SMALLER = "dense", "smaller dense"
-# What each method makes of a recipe; "doped" ones share their budget between the structured part and S. The smaller dense model
-# has fewer hidden units in place (`models.rivals`): as many parameters in the modules that the others dope.
-METHODS: dict[str, dict[str, Any]] = {
-    "doped kronecker": {"doping.structure": "kronecker"},
-    "doped low rank": {"doping.structure": "low_rank"},
-    "doped hybrid": {"doping.structure": "hybrid"},
-    "pruned": {"doping.structure": "zero"},
-    "kronecker": {"doping.structure": "kronecker", "doping.sparse": False},
-    "low rank": {"doping.structure": "low_rank", "doping.sparse": False},
-    "hybrid": {"doping.structure": "hybrid", "doping.sparse": False},
-    SMALLER: {},
-}
 
 
 def run(
@@ -45,16 +43,19 @@ def run(
     methods: Sequence[str] = tuple(METHODS),
     compressions: Sequence[float] = (10.0, 20.0),
     seeds: Sequence[int] = (0, 1),
+    vary: Mapping[str, Sequence[Any]] | None = None,
     start: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     start_overrides: Mapping[str, Any] | None = None,
     speed: bool = True,
     echo: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train a doped recipe by every method, and dense, and write accuracy.json and accuracy.md after each run.
+    """Train a doped recipe by every method, and dense, and write accuracy.json, accuracy.md and plots after each run.
 
     recipe   a doped one, by name or path; overrides: of it, for every method alike;
     methods  of METHODS; each with every compression and every seed;
+    vary     values of settings under `doping`, such as {"doping.pattern": ["nm32", "block16"]}: each method that has an S is
+             trained with every combination of them;
     start    the recipe of a dense model, trained once a seed (with start_overrides), from whose weights every run begins: the
              structured part is then the nearest to a trained weight, and S what it leaves; the smaller dense model has a smaller
              start, trained as long. None: random weights;
@@ -66,7 +67,8 @@ def run(
     cannot reach is reported and left out.
     """
     folder = Path(out)
-    plan = _checked(recipe, methods, overrides)
+    vary = dict(vary or {})
+    plan = _checked(recipe, methods, overrides, vary)
     task = TASKS[plan.task]
     check_folder(folder)
     results: dict[str, Any] = {
@@ -77,7 +79,7 @@ def run(
         "start": None if start is None else load_recipe(start, start_overrides).model_dump(mode="json"),
         "runs": [],
     }
-    cells = [(DENSE, 1.0), *((method, factor) for factor in compressions for method in methods)]
+    cells = [Cell(method=DENSE, factor=1.0), *cells_of(methods, compressions, vary)]
     sizes = _hidden(plan, data, compressions) if SMALLER in methods else {}
 
     def trained(seed: int, changes: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
@@ -89,28 +91,19 @@ def run(
         return {"train.seed": seed, "train.start": str(first)}
 
     kept = _kept(folder, results)
-    asked = {
-        seed: [_name({"method": method, "compression": factor, "seed": seed}) for method, factor in cells]
-        for seed in seeds
-    }
+    asked = {seed: [name_of(cell.row(seed)) for cell in cells] for seed in seeds}
     this_time = {name for names in asked.values() for name in names}
     results["runs"] = [row for name, row in kept.items() if name not in this_time]
     for seed in seeds:
         there = {name for name in asked[seed] if name in kept and not (folder / "runs" / name).is_dir()}
         begun = trained(seed, {}) if set(asked[seed]) - there else {}
-        for method, factor in cells:
-            row = {"method": method, "compression": factor, "seed": seed}
-            name = _name(row)
+        for cell in cells:
+            row, method, factor = cell.row(seed), cell.method, cell.factor
+            name = name_of(row)
             if name in there:
                 results["runs"].append(kept[name])
                 continue
-            settings = dict(overrides or {})
-            if method in (DENSE, SMALLER):
-                settings = {k: v for k, v in settings.items() if not k.startswith("doping.")}
-                settings["doping"] = None
-            else:
-                nearest = {} if start is None else {"doping.init": "nearest"}
-                settings |= {**nearest, **METHODS[method], "doping.compression": factor}
+            settings = cell.settings(overrides or {}, started=start is not None)
             if method == SMALLER:
                 settings |= sizes[factor] | trained(seed, sizes[factor], f"-smaller-{factor:g}x")
             else:
@@ -124,17 +117,22 @@ def run(
                 continue
             results["runs"].append(row | _measured(task.best, folder / "runs" / name, metrics))
             echo(f"{name}: {task.best} {metrics[f'test_{task.best}']:.4g}")
-            write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
+            _write(folder, results)
     if speed:
-        first: dict[tuple[str, float], dict[str, Any]] = {}
+        first: dict[tuple[float, str], dict[str, Any]] = {}
         for row in results["runs"]:
-            if (folder / "runs" / _name(row)).is_dir():
-                first.setdefault((row["method"], row["compression"]), row)
-        rows = {_name(row): row for row in first.values()}
+            if (folder / "runs" / name_of(row)).is_dir():
+                first.setdefault((row["compression"], label(row)), row)
+        rows = {name_of(row): row for row in first.values()}
         for name, measured in compiled({name: folder / "runs" / name for name in rows}).items():
             rows[name]["compiled"] = measured
-        write_files(folder, {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)})
+        _write(folder, results)
     return results
+
+
+def _write(folder: Path, results: Mapping[str, Any]) -> None:
+    texts = {"accuracy.json": json.dumps(results), "accuracy.md": markdown(results)}
+    write_files(folder, {**texts, **accuracy_plots.plots(results)})
 
 
 def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -149,7 +147,7 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             (found[key] and Recipe.model_validate(found[key]).model_dump(mode="json")) == results[key]
             for key in ("recipe", "start")
         )
-        rows = {_name(row): row for row in found["runs"]}
+        rows = {name_of(row): row for row in found["runs"]}
     except (KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path}", "what bench-accuracy wrote", str(error), "Move it away.") from error
     if not same:
@@ -159,18 +157,13 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return rows
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    """Of a run's folder."""
-    return f"{row['method'].replace(' ', '-')}-{row['compression']:g}x-{row['seed']}"
-
-
 def markdown(results: Mapping[str, Any]) -> str:
     """A row a method and compression: the mean over the seeds, their spread, and what is lost against dense."""
     plan, start = results["recipe"], results["start"]
     task = TASKS[plan["task"]]
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for row in results["runs"]:
-        groups.setdefault((row["compression"], row["method"]), []).append(row)
+        groups.setdefault((row["compression"], label(row)), []).append(row)
     dense = {row["seed"]: row["test"] for row in results["runs"] if row["method"] == DENSE}
     sign = -1 if task.higher else 1
     lines = [
@@ -223,7 +216,19 @@ def _measured(best: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
         "best_epoch": metrics["best_epoch"],
         "epochs": metrics["epochs_done"],
         "seconds": metrics["seconds"],
+        **_annealing(folder),
     }
+
+
+def _annealing(folder: Path) -> dict[str, Any]:
+    """{"annealing": [[step, density of S, cancellation], ...]} of a run that thins S; see `models.cancellation`."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [
+        [line["step"], *(float(f"{line[key]:.3g}") for key in ("density", "cancellation"))]
+        for line in lines
+        if line["event"] == "train" and "cancellation" in line
+    ]
+    return {"annealing": found} if any(value for _, _, value in found) else {}
 
 
 def _hidden(
@@ -265,7 +270,12 @@ def _sized(settings: Any, hidden: int) -> dict[str, int]:
     return {"hidden": hidden} | ({"embedding": hidden} if tied else {})
 
 
-def _checked(recipe: str, methods: Sequence[str], overrides: Mapping[str, Any] | None) -> Recipe:
+def _checked(
+    recipe: str,
+    methods: Sequence[str],
+    overrides: Mapping[str, Any] | None,
+    vary: Mapping[str, Sequence[Any]],
+) -> Recipe:
     unknown = sorted(set(methods) - set(METHODS))
     if unknown:
         raise BenchError("methods", f"some of {', '.join(METHODS)}", ", ".join(unknown), "Correct the name.")
@@ -274,4 +284,14 @@ def _checked(recipe: str, methods: Sequence[str], overrides: Mapping[str, Any] |
         raise BenchError(
             f"recipe {recipe}", "a doped model", "a dense one", "Name the doped recipe, such as lm-small."
         )
+    for key, values in vary.items():
+        if not key.startswith("doping.") or key in OF_METHODS or not values:
+            raise BenchError(
+                f"vary {key}",
+                f"a setting under doping that is not the method's own ({', '.join(OF_METHODS)}), and values",
+                f"{key}={list(values)}",
+                "For example doping.pattern=unstructured,nm32.",
+            )
+        for value in values:
+            load_recipe(recipe, {**(overrides or {}), key: value})
     return plan

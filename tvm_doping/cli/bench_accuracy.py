@@ -1,4 +1,4 @@
-"""`tvm-doping bench-accuracy`: every method at every compression, trained with one budget -> accuracy.json, accuracy.md."""
+"""`tvm-doping bench-accuracy`: every method at every compression, trained with one budget -> accuracy.json, accuracy.md, plots."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tvm_doping.cli.show import console, settings
 
 def bench_accuracy(
     recipe: Annotated[str, typer.Option(metavar="NAME", help="A doped recipe, by name or YAML file.")],
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder for accuracy.json, accuracy.md and the runs.")
-    ] = Path("results/accuracy"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results and the runs.")] = Path(
+        "results/accuracy"
+    ),
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the data.", show_default=False)
     ] = None,
@@ -36,6 +36,14 @@ def bench_accuracy(
         typer.Option(
             metavar="NAME",
             help="Recipe of a dense model, trained first, whose weights all methods start from.",
+            show_default=False,
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V,W,...",
+            help="Train methods with an S with each value of a setting under doping, as doping.pattern=nm32,block16; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -69,16 +77,21 @@ def bench_accuracy(
     Example: tvm-doping bench-accuracy --recipe lm-small --data ptb --start lm-small-dense --compression 20 --seed 0
     """
     from tvm_doping.bench import accuracy
+    from tvm_doping.bench.accuracy_cells import METHODS
 
     screen = console()
     results = accuracy.run(
         out,
         recipe,
         data=data,
-        methods=tuple(method or accuracy.METHODS),
+        methods=tuple(method or METHODS),
         compressions=tuple(compression or (10.0, 20.0)),
         seeds=tuple(seed or (0, 1)),
         start=start,
+        vary={
+            name: str(values).split(",")
+            for name, values in settings(vary, "--vary", "doping.pattern=nm32,block16").items()
+        },
         overrides=settings(set_, "--set", "train.epochs=3"),
         start_overrides=settings(set_start, "--set-start", "train.epochs=3"),
         speed=speed,

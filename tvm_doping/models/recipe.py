@@ -73,7 +73,12 @@ class DopingRecipe(Part):
     rank: int | None = Field(default=None, ge=1, description="rank of low_rank; none: chosen")
     sparse: bool = Field(default=True, description="false: the structured part alone")
     anneal: AnnealRecipe = Field(default=AnnealRecipe(), description="thinning of S")
-    cmr: CmrRecipe = Field(default=CmrRecipe(), description="co-matrix dropout")
+    cmr: CmrRecipe = Field(default=CmrRecipe(), description="co-matrix dropout; a number: both rates")
+
+    @field_validator("cmr", mode="before")
+    @classmethod
+    def _one_rate(cls, value: Any) -> Any:
+        return {"structured": value, "sparse": value} if isinstance(value, int | float) else value
 
 
 class DistilRecipe(Part):
