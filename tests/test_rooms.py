@@ -58,7 +58,17 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "_threads",
     ),
     ("freestanding",),
-    ("build", "build_c", "build_translator", "references", "remote", "rounding", "tuning"),
+    (
+        "build",
+        "build_c",
+        "build_translator",
+        "linking",
+        "reading",
+        "references",
+        "remote",
+        "rounding",
+        "tuning",
+    ),
     ("bench",),
     ("cli",),
     ("__init__", "__main__"),
@@ -105,7 +115,7 @@ ONLY: dict[str, set[str]] = {
     "__main__": set(),
 }
 # Who may know the two heavy ones, at all.
-TORCH = {"models", "frontend", "build", "tuning", "bench", "cli"}
+TORCH = {"models", "frontend", "build", "reading", "tuning", "bench", "cli"}
 TVM = {
     "_tvm",
     "targets",
@@ -115,6 +125,7 @@ TVM = {
     "passes",
     "freestanding",
     "build",
+    "linking",
     "remote",
     "rounding",
     "tuning",

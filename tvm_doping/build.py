@@ -6,48 +6,31 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm_ffi
-from torch import nn
-from torch.export import ExportedProgram
 
 from tvm_doping import __version__, checkpoint
-from tvm_doping._runtime import load_cuda_runtime
-from tvm_doping._threads import MOST, check_threads, open_pool
-from tvm_doping._tvm import relax, tvm
+from tvm_doping._threads import MOST, check_threads
 from tvm_doping.bundle import Bundle
-from tvm_doping.comparing import difference
 from tvm_doping.cross import compiler
-from tvm_doping.errors import DopingError, InvalidInput
-from tvm_doping.frontend import Imported, Signature, headed, import_model
-from tvm_doping.heads import Head
-from tvm_doping.kernels.cuda.image import images
-from tvm_doping.kernels.cuda.lowering import CUDA_PIPELINE
-from tvm_doping.kernels.cuda.nvcc import fatbin, find_nvcc
-from tvm_doping.kernels.lowering import TIR_PIPELINE
-from tvm_doping.kernels.pool import export
+from tvm_doping.errors import InvalidInput
+from tvm_doping.frontend import Signature
+from tvm_doping.kernels.cuda.nvcc import find_nvcc
 from tvm_doping.kernels.sparse import ROUNDING
-from tvm_doping.models import load_model
-from tvm_doping.models.checks import check_model
-from tvm_doping.models.doping import doped_weights, original
+from tvm_doping.linking import build_library
 from tvm_doping.passes import RECALLED, REPORT, Context, Pack, pipeline, run_passes
+from tvm_doping.reading import Factory, Model, ReadModel, read_model
 from tvm_doping.records import Book
-from tvm_doping.references import SEED, Arrays, reference_run, reference_runs
-from tvm_doping.rounding import Rounded, long_inputs, measure
+from tvm_doping.references import Arrays
+from tvm_doping.rounding import Rounded, measure
 from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.values import PRECISIONS, Precision
 from tvm_doping.targets import Target, missing_features, resolve, several
-
-Model = nn.Module | ExportedProgram | str | os.PathLike[str]
-Factory = Callable[..., nn.Module] | str
 
 _PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi", "torch": "torch", "numpy": "numpy"}
 
@@ -145,10 +128,16 @@ def compile(
             "labels": tuple(config.get("labels") or ()),
             "columns": tuple(config.get("columns") or ()),
         }
-    bundles = []
+    bundles: list[Bundle] = []
+    source: Model | ReadModel = model
+    if len(targets) > 1:  # what is missing for one of them is told before the first is built
+        _check(batch, steps, threads, tolerance, precision, force or {})
+        for machine in targets:
+            compiler(machine)
+        source = read_model(model, factory=factory, example=example, head=head, tolerance=tolerance)
     for machine in targets:
         compiled = lower(
-            model,
+            source,
             machine,
             factory=factory,
             example=example,
@@ -167,7 +156,7 @@ def compile(
 
 
 def lower(
-    model: Model,
+    model: Model | ReadModel,
     target: str | Target = "auto",
     *,
     factory: Factory | None = None,
@@ -186,35 +175,23 @@ def lower(
 ) -> Compiled:
     """What `compile` puts into the bundle.
 
+    model    or what `read_model` made of it, with the same factory, example, head, tolerance and golden;
     golden   the (T, N) of its golden run, else those of the example;
     library  False: the library is only made where this machine can run it, to be compared with PyTorch.
     """
-    if batch < 1:
-        raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
-    if steps < 1:
-        raise InvalidInput("steps", "at least 1", str(steps), "Name the time steps of a call to be fast for.")
-    check_threads(threads, False, MOST, "the bundle")
-    if not 0 <= tolerance < math.inf:
-        raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
-    if precision not in PRECISIONS:
-        raise InvalidInput("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one.")
-    wanted = None if head is None else Head.parse(head)
-    _check_force(force or {})
+    _check(batch, steps, threads, tolerance, precision, force or {})
     book = Book.of(records)
-    metrics: dict[str, Any] = {}
-    if isinstance(model, str | os.PathLike):
-        metrics = dict(checkpoint.read_config(model).get("metrics") or {})
-        model = load_model(model, factory)
-    if isinstance(model, nn.Module | ExportedProgram):
-        check_model(model)
-    repeated = _repeated(model) if isinstance(model, nn.Module) else (0, 0)
     machine = resolve(target)
     runs_here = not missing_features(machine.features)
     # before what takes seconds: it may be missing
     linker = compiler(machine) if library or runs_here else None
     if machine.gpu:
         find_nvcc()
-    imported = _imported(model, example, wanted, tolerance)
+    if not isinstance(model, ReadModel):
+        model = read_model(
+            model, factory=factory, example=example, head=head, tolerance=tolerance, golden=golden
+        )
+    imported = model.imported
     context = Context(
         target=machine,
         batch=batch,
@@ -232,21 +209,19 @@ def lower(
         dump,
         observe=lambda run, after: packed.append(after) if isinstance(run, Pack) else None,
     )
-    runs = reference_runs(imported, golden and golden(imported.signature))
+    runs = model.runs
     layers = _layers(mod)
     precision_error: dict[str, dict[str, float]] = {}
     if precision != "exact":
         rounded = Rounded(packed[0], imported.signature, machine)
-        inputs = long_inputs(imported.signature, runs[0], SEED)
-        exact = runs if inputs is None else [*runs, reference_run(imported, inputs)]
-        runs = [rounded(run) for run in exact]
-        precision_error = measure(exact, runs)
+        runs = [rounded(run) for run in model.long_runs]
+        precision_error = measure(model.long_runs, runs)
         if any(ROUNDING.intersection(layer["format"].split(", ")) for layer in layers):
             # A number that differs in its last bit may be rounded the other way: at most what rounding all of them does.
             tolerance = max(tolerance, *(cost["max_abs"] for cost in precision_error.values()))
     made, error = b"", math.nan
     if library or runs_here:
-        made, error = _library(mod, context, imported.signature, runs, tolerance, linker, runs_here)
+        made, error = build_library(mod, context, imported.signature, runs, tolerance, linker, runs_here)
     weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
         library=made,
@@ -256,8 +231,8 @@ def lower(
         signature=imported.signature,
         target=machine,
         layers=layers,
-        compression=_compression(layers, weights, repeated),
-        metrics=metrics,
+        compression=_compression(layers, weights, model.repeated),
+        metrics=model.metrics,
         golden=runs[0],
         golden_error=error,
         precision=precision,
@@ -272,49 +247,19 @@ def lower(
     )
 
 
-def _library(
-    mod: Any,
-    context: Context,
-    signature: Signature,
-    runs: list[Arrays],
-    tolerance: float,
-    linker: str | None,
-    runs_here: bool,
-) -> tuple[bytes, float]:
-    """Generate and link the code; also the largest error in `runs`, NaN where this machine cannot run it."""
-    machine, error = context.target, math.nan
-    # main stays bytecode: a session reads from it which kernels a step calls, and calls them without the VM
-    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder, _images(machine) as pack_imports:
-        path = Path(folder) / "lib.so"
-        pipeline_name = CUDA_PIPELINE if machine.gpu else TIR_PIPELINE
-        executable = relax.build(mod, machine.tvm(), tir_pipeline=pipeline_name)
-        export(executable, mod, path, linker, pack_imports)
-        # What is compared is the library itself: running the executable would generate all its code once more.
-        if runs_here:
-            if machine.gpu:
-                load_cuda_runtime()
-            loaded = tvm.runtime.load_module(str(path))
-            open_pool(loaded, 1, False)
-            device = tvm.cuda() if machine.gpu else tvm.cpu()
-            error = _compare(signature, loaded, context.weights, runs, tolerance, device)
-        return path.read_bytes(), error
-
-
-def _images(machine: Target) -> Any:
-    """What makes the images of a GPU's kernels, while the module is built; nothing for a CPU."""
-    return images(lambda source: fatbin(source, machine.gpu)) if machine.gpu else nullcontext()
-
-
-def _imported(model: Any, example: Any, head: Head | None, tolerance: float) -> Imported:
-    if head is not None and isinstance(model, ExportedProgram):
-        raise InvalidInput(
-            "head",
-            "a model that it can be put into",
-            "an ExportedProgram",
-            "Pass the nn.Module, or apply the function in its forward before exporting it.",
-        )
-    with headed(model, head) if isinstance(model, nn.Module) else nullcontext():
-        return import_model(model, example, tolerance=tolerance)
+def _check(
+    batch: int, steps: int, threads: int, tolerance: float, precision: str, force: Mapping[str, Any]
+) -> None:
+    if batch < 1:
+        raise InvalidInput("batch", "at least 1", str(batch), "Name the number of streams to be fast for.")
+    if steps < 1:
+        raise InvalidInput("steps", "at least 1", str(steps), "Name the time steps of a call to be fast for.")
+    check_threads(threads, False, MOST, "the bundle")
+    if not 0 <= tolerance < math.inf:
+        raise InvalidInput("tolerance", "a finite number, at least 0", f"{tolerance}", "The default is 1e-5.")
+    if precision not in PRECISIONS:
+        raise InvalidInput("precision", f"one of {', '.join(PRECISIONS)}", repr(precision), "Choose one.")
+    _check_force(force)
 
 
 def _check_force(force: Mapping[str, Any]) -> None:
@@ -340,18 +285,6 @@ def _records(mod: Any, layers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted(used.union(*(json.loads(str(text)) for text in recalled))))
 
 
-def _repeated(model: nn.Module) -> tuple[int, int]:
-    """(dense entries, parameters) of doped weights that several layers share, for each layer beyond the first."""
-    seen: set[nn.Module] = set()
-    dense = parameters = 0
-    for _, module, name, weight in doped_weights(model, shared=True):
-        if weight in seen:
-            dense += weight.mask.numel()
-            parameters += weight.structure(original(module, name)).parameters
-        seen.add(weight)
-    return dense, parameters
-
-
 def _compression(
     layers: tuple[dict[str, Any], ...], weights: Mapping[str, np.ndarray], repeated: tuple[int, int]
 ) -> dict[str, float]:
@@ -372,41 +305,3 @@ def _compression(
         "by_parameters": (total["dense_parameters"] + others) / max(1, total["parameters"] + others),
         "by_bytes": (total["dense_bytes"] + other) / max(1, total["bytes"] + other),
     }
-
-
-def _compare(
-    signature: Signature,
-    library: Any,
-    weights: Mapping[str, Any],
-    runs: list[Arrays],
-    tolerance: float,
-    device: Any,
-) -> float:
-    """The largest |compiled - PyTorch|; DopingError where it exceeds the tolerance."""
-    main = relax.VirtualMachine(library, device)["main"]
-    there = [tvm.runtime.tensor(value.numpy(), device=device) for value in weights.values()]
-    names = [f"output.{spec.name}" for spec in signature.outputs]
-    names += [f"new_state.{spec.name}" for spec in signature.state]
-    worst = 0.0
-    for run in runs:
-        inputs = [run[f"input.{spec.name}"] for spec in signature.inputs]
-        inputs += [run[f"state.{spec.name}"] for spec in signature.state]
-        given = [tvm.runtime.tensor(np.ascontiguousarray(array), device=device) for array in inputs]
-        results = main(*given, tvm_ffi.Array(there))
-        for name, result in zip(names, results, strict=True):
-            got, wanted = result.numpy(), run[name]
-            scores = run.get(f"scores.{name.removeprefix('output.')}")
-            error, allowed = (
-                difference(got, wanted, tolerance, scores) if got.shape == wanted.shape else (math.inf, 0.0)
-            )
-            if not error <= allowed:
-                raise DopingError(
-                    f"{name} of the compiled model, inputs of {[array.shape for array in inputs]}",
-                    f"PyTorch's values within {allowed:.3g}",
-                    f"{error:.3g} off"
-                    if got.shape == wanted.shape
-                    else f"shape {got.shape}, not {wanted.shape}",
-                    "Raise the tolerance if that is only rounding; else force another format, and report it.",
-                )
-            worst = max(worst, error)
-    return worst

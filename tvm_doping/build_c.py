@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tvm_doping import __version__
-from tvm_doping.build import Factory, Model, lower
+from tvm_doping.build import lower
 from tvm_doping.errors import InvalidInput
 from tvm_doping.freestanding.calls import program
 from tvm_doping.freestanding.folder import CProgram, c_program
@@ -21,6 +21,7 @@ from tvm_doping.freestanding.report import Report, Sizes
 from tvm_doping.freestanding.source import Source
 from tvm_doping.freestanding.spelling import check_prefix
 from tvm_doping.manifest import TargetSpec, TensorSpec
+from tvm_doping.reading import Factory, Model
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target, resolve
 

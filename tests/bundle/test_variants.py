@@ -245,15 +245,20 @@ def test_a_library_is_read_without_loading_it(library):
 
 
 @pytest.mark.slow
-def test_a_model_is_compiled_for_several_targets(tmp_path):
+def test_a_model_is_imported_once_and_compiled_for_several_targets(tmp_path, monkeypatch):
     import torch
     from torch import nn
+
+    from tvm_doping import reading
 
     torch.manual_seed(0)
     model = tvm_doping.dope(nn.LSTM(16, 32), compression=4).eval()
     tvm_doping.models.close_masks(model)
+    imported = []
+    whole = reading.import_model
+    monkeypatch.setattr(reading, "import_model", lambda *a, **k: imported.append(a) or whole(*a, **k))
     bundle = tvm_doping.compile(model, target=["x86-64-v2", "x86-64-v3", "x86-64-v4"], dump=tmp_path / "dump")
-    assert bundle.targets == LEVELS
+    assert bundle.targets == LEVELS and len(imported) == 1
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == sorted(LEVELS)
     folder = bundle.save(tmp_path / "b")
     parts = bundle.variants

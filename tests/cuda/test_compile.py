@@ -14,7 +14,7 @@ from torch import nn
 
 import tvm_doping
 from tests.cuda.emulation import Driver
-from tvm_doping import build, gpu, schedules, targets
+from tvm_doping import build, gpu, linking, schedules, targets
 from tvm_doping.build_c import compile_c
 from tvm_doping.bundle import Bundle
 from tvm_doping.kernels.cuda.nvcc import fatbin
@@ -59,7 +59,7 @@ def with_gpu(emulated: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driv
         except tvm_doping.DopingError:
             return emulated.image(source)
 
-    monkeypatch.setattr(build, "fatbin", image)
+    monkeypatch.setattr(linking, "fatbin", image)
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     yield emulated
     asked.cache_clear()
