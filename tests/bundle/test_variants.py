@@ -249,14 +249,18 @@ def test_a_model_is_imported_once_and_compiled_for_several_targets(tmp_path, mon
     import torch
     from torch import nn
 
-    from tvm_doping import reading
+    from tvm_doping.frontend import import_model
 
     torch.manual_seed(0)
     model = tvm_doping.dope(nn.LSTM(16, 32), compression=4).eval()
     tvm_doping.models.close_masks(model)
     imported = []
-    whole = reading.import_model
-    monkeypatch.setattr(reading, "import_model", lambda *a, **k: imported.append(a) or whole(*a, **k))
+
+    def counted(*arguments, **options):
+        imported.append(arguments)
+        return import_model(*arguments, **options)
+
+    monkeypatch.setattr("tvm_doping.reading.import_model", counted)
     bundle = tvm_doping.compile(model, target=["x86-64-v2", "x86-64-v3", "x86-64-v4"], dump=tmp_path / "dump")
     assert bundle.targets == LEVELS and len(imported) == 1
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == sorted(LEVELS)
