@@ -286,3 +286,33 @@ def test_the_pattern_nm32_fills_every_slot_of_perm32() -> None:
             W[row, stripe, rng.choice(32, 2, replace=False)] = rng.uniform(0.5, 1.0, 2)
     packed = pack("perm32", canonical(W.reshape(64, 384)))
     assert (packed.arrays["values"] != 0).all()
+
+
+def test_mma16_lies_as_the_lanes_of_a_warp_hold_it() -> None:
+    """Element by element, with the rows and columns that PTX's manual gives for A of mma.m16n8k16."""
+    S = random_s(40, 90, 0.4)
+    a, W = pack("mma16", S).arrays, np.pad(S.toarray(), ((0, 8), (0, 0)))
+    assert list(np.diff(a["tile_ptr"])) == [
+        -(-np.count_nonzero(W[16 * b : 16 * b + 16].any(axis=0)) // 16) for b in range(3)
+    ]
+    for band in range(3):
+        used = np.flatnonzero(W[16 * band : 16 * band + 16].any(axis=0))
+        for tile in range(a["tile_ptr"][band], a["tile_ptr"][band + 1]):
+            held = used[16 * (tile - a["tile_ptr"][band]) :][:16]
+            assert list(a["columns"][tile]) == [*held, *[used[-1]] * (16 - len(held))]
+            for lane in range(32):
+                group, thread = lane // 4, lane % 4
+                for i in range(8):
+                    row = group + (8 if i in (2, 3, 6, 7) else 0)
+                    k = thread * 2 + i % 2 + (8 if i >= 4 else 0)  # of the instruction
+                    place = thread * 4 + k % 2 + (2 if k >= 8 else 0)  # of the tile's columns
+                    wanted = W[16 * band + row, held[place]] if place < len(held) else 0.0
+                    assert a["values"][tile, lane, i] == wanted
+
+
+def test_tiles_of_a_block_pattern_hold_whole_blocks() -> None:
+    rng = np.random.default_rng(0)
+    S = canonical(np.repeat(rng.random((4, 200)) < 0.2, 16, axis=0) * rng.standard_normal((64, 200)))
+    packed = pack("mma16", S)
+    whole = packed.arrays["values"].any(axis=(1, 2)).sum() * 256
+    assert packed.arrays["values"].size == whole < S.nnz + 4 * 256, "padding in the last tile of a band alone"

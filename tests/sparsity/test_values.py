@@ -19,11 +19,13 @@ DTYPES = {"fp16": np.float16, "bf16": np.uint16, "int8": np.int8}
 
 
 def groups_of(packed: Packed) -> np.ndarray:
-    """The group (m,) of each row: a row of csr, a band of blocks, 8 lanes of perm8, 32 of sell32, 16 of the others."""
+    """The group (m,) of each row: a row of csr, a band of blocks, 8 lanes of perm8, 32 of sell32, 16 rows of the others."""
     m, a = packed.shape[0], packed.arrays
     if "rows" in a:
         place = np.argsort(a["rows"])[:m]
         return place // {"perm8": 8, "sell32": 32}.get(packed.format, 16)
+    if packed.format == "mma16":
+        return np.arange(m) // 16
     return np.arange(m) // (a["values"].shape[1] if packed.format.startswith("block") else 1)
 
 

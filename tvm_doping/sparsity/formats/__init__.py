@@ -10,6 +10,7 @@ from tvm_doping.errors import InvalidInput
 from tvm_doping.sparsity.formats.base import Format, Packed
 from tvm_doping.sparsity.formats.block import Block
 from tvm_doping.sparsity.formats.csr import CSR
+from tvm_doping.sparsity.formats.mma import MMA16
 from tvm_doping.sparsity.formats.perm import Perm32
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
@@ -28,6 +29,7 @@ FORMATS: dict[str, Format] = {
     "block4": Block(4),
     "block8": Block(8),
     "block16": Block(16),
+    "mma16": MMA16(),
 }
 
 
@@ -51,6 +53,7 @@ def matvec(packed: Packed, x: ArrayLike) -> NDArray[floating]:
 __all__ = [
     "CSR",
     "FORMATS",
+    "MMA16",
     "SELL",
     "Block",
     "Format",
