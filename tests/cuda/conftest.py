@@ -43,7 +43,13 @@ def doped(family: str, density: float) -> tuple[Any, Any]:
 
 
 def plan_of(
-    w: tuple[Any, Any], *, values: Any = "fp32", order: Any = "left", reverse: bool = False, grid: Grid = GRID
+    w: tuple[Any, Any],
+    *,
+    values: Any = "fp32",
+    order: Any = "left",
+    reverse: bool = False,
+    grid: Grid = GRID,
+    format: str = "sell32",
 ) -> LstmPlan:
     """A plan of the layer, through JSON as on its way through the passes."""
     products = []
@@ -53,7 +59,7 @@ def plan_of(
             products.append(Product(part=part, values=values))
             continue
         part = Part(kind=part.kind, shape=part.shape, dims=part.dims, order=order)
-        sparse = "sell32" if weight.S.nnz else None
+        sparse = format if weight.S.nnz else None
         products.append(Product(part=part, sparse=sparse, nnz=int(weight.S.nnz), values=values))
     plan = LstmPlan(
         config=Config(lanes=1, registers=0, grid=grid),

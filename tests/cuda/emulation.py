@@ -82,6 +82,7 @@ def driver() -> Driver:
 def as_cpp(source: str) -> str:
     """CUDA C as C++ for the host: shared memory from the block, and a function for each kernel that binds its arguments."""
     number = iter(range(10_000))
+    source = re.sub(r'\basm(?: volatile)?\("([\w.]+) (?:[^":]|"\s*")*"\s*:([^;]*)\);', _as_call, source)
     source = re.sub(
         r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];", r"\1* \2 = (\1*)emulated::shared();", source
     )
@@ -95,6 +96,12 @@ def as_cpp(source: str) -> str:
         f'extern "C" void* bind_{name}(void** p) {{ return emulated::bind({name}, p); }}' for name in names
     )
     return f"#include <cuda.h>\n{source}\n{binds}\n{_RUN}"
+
+
+def _as_call(found: re.Match[str]) -> str:
+    """An instruction of PTX as a call of ptx.h, with the operands that its constraints name."""
+    operands = re.findall(r'"[^"]*"\(((?:[^()]|\([^()]*\))*)\)', found[2])
+    return f"ptx_{found[1].replace('.', '_')}({', '.join(operands)});"
 
 
 _RUN = """

@@ -44,8 +44,7 @@ def reference(
     """The layer in NumPy on packed arrays: x (T, N, I), h0 and c0 (N, H) to y (T, N, H), h (N, H), c (N, H)."""
     bias = arrays["bias"]
     if plan.config.grid is not None:
-        dense_ih, dense_hh, bias = cuda_lstm.to_dense(plan, arrays)
-        w_ih, w_hh = (lambda z: z @ dense_ih.T), (lambda z: z @ dense_hh.T)
+        w_ih, w_hh, bias = cuda_lstm.products(plan, arrays)
     else:
         w_ih = product.reference(plan.input, product.select(arrays, "ih."))
         w_hh = product.reference(plan.recurrent, product.select(arrays, "hh."))

@@ -205,5 +205,5 @@ EMITTERS: dict[str, tuple[Emitter, Emitter]] = {
     "block8": (_block_stream, _block_tile),
     "block16": (_block_stream, _block_tile),
 }
-# Formats whose kernels round z to bfloat16 before S multiplies it.
-ROUNDING = frozenset({"perm64"})
+# Formats whose kernels round z to bfloat16 (mma16: to the type of the values) before S multiplies it.
+ROUNDING = frozenset({"perm64", "mma16"})

@@ -9,6 +9,7 @@ import numpy as np
 
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels.cuda import parts
+from tvm_doping.kernels.cuda.low_rank import of_streams
 from tvm_doping.kernels.cuda.operand import Operand
 from tvm_doping.kernels.cuda.parts import Cut
 from tvm_doping.kernels.cuda.project import products
@@ -34,7 +35,7 @@ def reference(plan: LinearPlan, arrays: dict[str, np.ndarray], x: np.ndarray) ->
     """The layer in NumPy on packed arrays."""
     cut = cut_of(plan)
     bias = parts.restored_vector(arrays["bias"], cut)
-    return [(x @ parts.to_dense(plan.product, arrays, cut).T + bias).astype("float32")]
+    return [(parts.reference(plan.product, arrays, cut)(x) + bias).astype("float32")]
 
 
 def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "linear") -> tvm.tirx.PrimFunc:
@@ -61,13 +62,18 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
 
 
 def _one_by_one(operand: Operand, x: Buffer, bias: Buffer, y: Buffer, rows: Expr) -> None:
-    cut, arena = operand.cut, Arena()
+    cut, low = operand.cut, operand.low_rank
+    inner = of_streams([] if low is None else [(low, lambda row, k: x[row, k])], rows)
+    arena = Arena()
     z = arena.take(operand.product.columns)
     operand.take_stream(arena)
     with launch(cut.parts, rows, operand.threads) as block:
         arena.open()
-        with block.each(operand.product.columns) as i:
-            z.store(i, x[block.y, i])
+        if operand.reads_z:
+            with block.each(operand.product.columns) as i:
+                z.store(i, x[block.y, i])
+        if low is not None:
+            low.read(block, lambda q: inner[0][block.y * low.count + q])
         block.sync()
         operand.first_product(block, z)
         operand.stream(block, z)

@@ -5,14 +5,17 @@ The equations are those of `kernels.lstm`. Blocks own hidden units (`parts`); h 
     one step, few streams    one launch: both products and the cell; what a session replays as a CUDA graph
     more steps               the inputs of all steps are projected at once, 32 (step, stream) pairs side by side; then one launch
                              for all steps, the weights kept in shared memory, with a barrier of all blocks between two steps
-    many streams             the same with 32 streams side by side, a lane each, x and h transposed to [column][stream]
+    many streams             the same with 32 streams side by side, a lane each, x and h transposed to [column][stream]; each block
+                             takes the tiles of 32 one after the other
+
+A low rank adds a launch for V x, and a barrier a step for V h, to each (`low_rank`).
 
 fp32, or values of S and of dense weights in fp16, bf16 or int8; sums are fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import numpy as np
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels.cuda import parts
 from tvm_doping.kernels.cuda.cell import Cell
+from tvm_doping.kernels.cuda.low_rank import of_streams
 from tvm_doping.kernels.cuda.operand import Operand
 from tvm_doping.kernels.cuda.parts import Cut
 from tvm_doping.kernels.cuda.project import project
@@ -52,6 +56,14 @@ def to_dense(plan: LstmPlan, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray,
     bias = parts.restored_vector(arrays["bias"], cut)
     w_ih = parts.to_dense(plan.input, select(arrays, "ih."), cut)
     return w_ih, parts.to_dense(plan.recurrent, select(arrays, "hh."), cut), bias
+
+
+def products(plan: LstmPlan, arrays: dict[str, np.ndarray]) -> tuple[Any, Any, np.ndarray]:
+    """The functions z -> W z of packed arrays in NumPy, and the bias."""
+    cut = cut_of(plan)
+    w_ih = parts.reference(plan.input, select(arrays, "ih."), cut)
+    w_hh = parts.reference(plan.recurrent, select(arrays, "hh."), cut)
+    return w_ih, w_hh, parts.restored_vector(arrays["bias"], cut)
 
 
 def prim_func(plan: LstmPlan, arrays: Mapping[str, np.ndarray], name: str = "lstm") -> tvm.tirx.PrimFunc:
@@ -105,14 +117,19 @@ class _Layer:
         arena = Arena()
         x, h = arena.take(self.plan.inputs), arena.take(self.plan.hidden)
         ih, hh = self.operand("input"), self.operand("recurrent")
+        sources = (lambda n, k: self.io["x"][0, n, k], lambda n, k: self.io["h0"][n, k])
+        lows = [(o.low_rank, z) for o, z in zip((ih, hh), sources, strict=True) if o.low_rank is not None]
+        inner = of_streams(lows, self.batch)
         for operand in (ih, hh):
             operand.take_stream(arena)
         with launch(self.cut.parts, self.batch, self.grid.threads) as block:
             arena.open()
-            with block.each(self.plan.inputs) as i:
-                x.store(i, self.io["x"][0, block.y, i])
-            with block.each(self.plan.hidden) as i:
-                h.store(i, self.io["h0"][block.y, i])
+            for operand, z, source in zip((ih, hh), (x, h), sources, strict=True):
+                if operand.reads_z:
+                    with block.each(z.count) as i:
+                        z.store(i, source(block.y, i))
+            for (low, _), t in zip(lows, inner, strict=True):
+                low.read(block, lambda q, low=low, t=t: t[block.y * low.count + q])
             block.sync()
             for operand, z in ((ih, x), (hh, h)):
                 operand.first_product(block, z)
@@ -133,18 +150,36 @@ class _Layer:
         arena = Arena()
         h, hh = arena.take(self.plan.hidden), self.operand("recurrent")
         hh.take_stream(arena)
+        low = hh.low_rank
+        inner = self.room(hh, arena, self.batch, 1)
         self.stage(hh, arena)
         with launch(self.cut.parts, 1, self.grid.threads) as block:
             arena.open()
             hh.load(block)
             steps, batch = T.bind(int32(self.steps)), T.bind(int32(self.batch))
+
+            def old(n: Expr, i: Expr, step: Expr, before: Expr) -> Expr:
+                # y of the step before is h; other blocks have written it
+                return tirx.if_then_else(step == 0, self.io["h0"][n, i], self.io["y"][before, n, i])
+
             with T.serial(0, steps) as step:
                 t, before = self.times(step, steps)
+                if low is not None:
+                    block.sync()  # with the copy of what is staged
+                    with T.serial(0, batch) as n:
+                        low.inner_stream(
+                            block,
+                            lambda k, n=n: old(n, k, step, before),
+                            lambda row, value, n=n: T.buffer_store(inner, value, [n * low.count + row]),
+                        )
+                        block.sync()
+                    self.wait(counter, step, 2, 1)
                 with T.serial(0, batch) as n:
-                    with block.each(self.plan.hidden) as i:
-                        # y of the step before is h; other blocks have written it
-                        old = self.io["y"][before, n, i]
-                        h.store(i, tirx.if_then_else(step == 0, self.io["h0"][n, i], old))
+                    if hh.reads_z:
+                        with block.each(self.plan.hidden) as i:
+                            h.store(i, old(n, i, step, before))
+                    if low is not None:
+                        low.read(block, lambda q, n=n: inner[n * low.count + q])
                     block.sync()
                     hh.first_product(block, h)
                     hh.stream(block, h)
@@ -162,7 +197,7 @@ class _Layer:
                     )
                     cell.stream(n, t, old_c, gate, last=step == steps - 1)
                 with when(step < steps - 1):
-                    grid_barrier(counter, (step + 1) * self.cut.parts)
+                    self.wait(counter, step, 1 if low is None else 2)
 
     # -- many streams --------------------------------------------------------------------------------------------------------
 
@@ -176,6 +211,8 @@ class _Layer:
         arena = Arena()
         y, hh = arena.take(self.cut.rows * WARP), self.operand("recurrent")
         hh.take_tile(arena)
+        low = hh.low_rank
+        inner = self.room(hh, arena, tiles, WARP)
         self.stage(hh, arena)
         with launch(self.cut.parts, 1, self.grid.threads) as block:
             arena.open()
@@ -183,10 +220,23 @@ class _Layer:
             steps, count = T.bind(int32(self.steps)), T.bind(int32(tiles))
             with T.serial(0, steps) as step:
                 t, _ = self.times(step, steps)
-                with T.serial(0, count) as tile:
-                    size = hidden * WARP
+                size = hidden * WARP
+
+                def z(tile: Expr, step: Expr = step) -> Callable[[Expr, Expr], Expr]:
                     # 32 bits: the state of a batch is less than 2^31 values, and a 64-bit address takes two registers
                     source = T.bind((step % 2 * count + tile) * size)
+                    return lambda column, lane: state[source + (column * WARP + lane)]
+
+                if low is not None:
+                    with T.serial(0, count) as tile:
+                        block.sync()  # with the sums of the tile before
+                        to = T.bind(tile * (low.count * WARP))
+                        write_inner = lambda row, value, to=to: T.buffer_store(  # noqa: E731
+                            inner, value, [to + (row * WARP + block.lane)]
+                        )
+                        low.inner_tile(block, z(tile), write_inner)
+                    self.wait(counter, step, 2, 1)
+                with T.serial(0, count) as tile:
                     target = T.bind(((step + 1) % 2 * count + tile) * size)
                     base = T.bind(
                         ((self.long(t) * tiles + tile) * self.cut.parts + block.x) * self.projected_rows
@@ -198,10 +248,10 @@ class _Layer:
                         value = projected[(base + tirx.min(row, rows - 1)) * WARP + block.lane]
                         return value
 
-                    def z(column: Expr, source: Expr = source) -> Expr:
-                        return state[source + (column * WARP + block.lane)]
-
-                    hh.tile(block, z, y, start)
+                    if low is not None:
+                        to = T.bind(tile * (low.count * WARP))
+                        low.t = lambda q, to=to: inner[to + (q * WARP + block.lane)]
+                    hh.tile(block, z(tile), y, start)
 
                     def write(unit: Expr, value: Expr, target: Expr = target) -> None:
                         T.buffer_store(state, value, [target + (unit * WARP + block.lane)])
@@ -209,7 +259,7 @@ class _Layer:
                     first, last = step == 0, step == steps - 1
                     Cell(self.io, self.cut, block).tile(tile, t, self.batch, y, write, first=first, last=last)
                 with when(step < steps - 1):
-                    grid_barrier(counter, (step + 1) * self.cut.parts)
+                    self.wait(counter, step, 1 if low is None else 2)
 
     # -- pieces --------------------------------------------------------------------------------------------------------------
 
@@ -233,6 +283,18 @@ class _Layer:
             self.cut,
             self.grid.threads,
         )
+
+    def room(self, operand: Operand, arena: Arena, count: Expr, width: int) -> Buffer | None:
+        """What an inner product of a low rank needs in a sequence: the memory that blocks exchange it through."""
+        low = operand.low_rank
+        if low is None:
+            return None
+        low.take_partial(arena, width)
+        return T.alloc_buffer((count * (low.count * width),), "float32")
+
+    def wait(self, counter: Buffer, step: Expr, each: int, number: int | None = None) -> None:
+        """Of `each` barriers of all blocks in a step, the one of that number; the last if none is given."""
+        grid_barrier(counter, (step * each + (number or each)) * self.cut.parts)
 
     def stage(self, operand: Operand, arena: Arena) -> None:
         """Keep the weights in shared memory, if they fit: they are read in every step."""

@@ -6,14 +6,16 @@ They are brought together by a permutation of W's rows, filled up to whole warps
     row b R + k U + j of the permuted matrix  =  row k H + b U + j of W        block b, gate k, its unit j < U
 
 Arrays of a product (P parts of R rows, G = R / 32 groups of 32 rows a part):
-    S.*             S permuted, as sell32 with a window of R: rows of a part are sorted by length among themselves
+    S.*             S permuted, as sell32 with a window of R: rows of a part are sorted by length among themselves; or as mma16
     W (P G, n, 32)  a dense weight, in panels of 32 rows; W.scales (P G,) of int8
     first, second, local, at    a Kronecker product: see `_kronecker`
+    V, U, pick      a low rank or hybrid: see `_low_rank`
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ from scipy import sparse as sp
 from tvm_doping import sparsity
 from tvm_doping.kernels.plan import Part, Product
 from tvm_doping.kernels.product import base_of
-from tvm_doping.sparsity.values import decode, encode
+from tvm_doping.sparsity.values import decode, encode, round_bf16
 
 WARP = 32  # rows of a group: one a lane
 FORMAT = "sell32"
+TENSOR = "mma16"  # for tensor cores: values in fp16 or bf16
+LOW_RANK = ("low_rank", "hybrid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +67,17 @@ def pack(product: Product, structure: Any, cut: Cut) -> dict[str, np.ndarray]:
     """The arrays of a product; those of S are named "S." and more."""
     order = cut.order()
     arrays: dict[str, np.ndarray] = {}
-    if product.part.kind == "dense":
-        arrays |= _dense(np.asarray(structure.to_dense(), "float32"), order, product)
-    elif product.part.kind == "kronecker":
-        arrays |= _kronecker(base_of(structure), order, product.part, cut)
     if product.sparse is not None:
         packed = sparsity.pack(
-            product.sparse, _permuted(structure.S, order), values=product.values, window=cut.rows
+            product.sparse, in_parts(structure.S, cut), values=product.values, **_params(product, cut)
         )
         arrays |= {"S." + name: array for name, array in packed.arrays.items()}
+    if product.part.kind == "dense":
+        arrays |= _panels("W", np.asarray(structure.to_dense(), "float32"), order, product)
+    elif product.part.kind == "kronecker":
+        arrays |= _kronecker(base_of(structure), order, product.part, cut)
+    elif product.part.kind in LOW_RANK:
+        arrays |= _low_rank(base_of(structure), order[_lanes(arrays)], product)
     return arrays
 
 
@@ -80,28 +86,45 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray], cut: Cut) -> np.nd
     order, n = cut.order(), product.columns
     permuted = np.zeros((len(order), n), "float32")
     if product.part.kind == "dense":
-        runs = np.arange(len(arrays["W"]) + 1)
-        panels = decode(arrays["W"], runs, product.values, arrays.get("W.scales"))
-        permuted += panels.transpose(0, 2, 1).reshape(-1, n)
+        permuted += _rows("W", arrays, product)
     elif product.part.kind == "kronecker":
         first = arrays["first"][np.repeat(np.arange(cut.parts), cut.rows), arrays["local"]]
         second = arrays["second"][arrays["at"]]
         left = product.part.order == "left"
         blocks = first[:, :, None] * second[:, None, :] if left else second[:, :, None] * first[:, None, :]
         permuted += blocks.reshape(-1, n)
+    elif product.part.kind in LOW_RANK:
+        permuted[_lanes(arrays)] += _low_rank_rows(arrays, product)
     if product.sparse is not None:
         packed = sparsity.Packed(
             format=product.sparse,
             shape=permuted.shape,
             nnz=product.nnz,
             arrays={name[2:]: array for name, array in arrays.items() if name.startswith("S.")},
-            params={"window": cut.rows},
+            params=_params(product, cut),
             values=product.values,
         )
         permuted += sparsity.FORMATS[product.sparse].unpack(packed).toarray()
     whole = np.zeros((product.rows, n), "float32")
     whole[order[order >= 0]] = permuted[order >= 0]
     return whole
+
+
+def reference(
+    product: Product, arrays: dict[str, np.ndarray], cut: Cut
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function z (..., n) -> W z (..., m) of packed arrays in NumPy, which rounds z where tensor cores do."""
+    if product.sparse != TENSOR:
+        W = to_dense(product, arrays, cut)
+        return lambda z: z @ W.T
+    base = to_dense(replace(product, sparse=None), arrays, cut)
+    S = to_dense(replace(product, part=Part(kind="zero", shape=product.part.shape)), arrays, cut)
+    return lambda z: z @ base.T + rounded(z, product) @ S.T
+
+
+def rounded(z: np.ndarray, product: Product) -> np.ndarray:
+    """z as tensor cores take it, in the type of the values of S."""
+    return round_bf16(z) if product.values == "bf16" else z.astype(np.float16).astype("float32")
 
 
 def permuted_vector(v: np.ndarray, cut: Cut) -> np.ndarray:
@@ -118,7 +141,9 @@ def restored_vector(v: np.ndarray, cut: Cut) -> np.ndarray:
     return restored
 
 
-def _permuted(S: sp.csr_array, order: np.ndarray) -> sp.csr_array:
+def in_parts(S: sp.csr_array, cut: Cut) -> sp.csr_array:
+    """S (m, n) with its rows in the order of the parts', empty ones for filling."""
+    order = cut.order()
     lengths = np.where(order >= 0, np.diff(S.indptr)[order], 0)
     starts = S.indptr[order]
     indptr = np.concatenate([[0], np.cumsum(lengths)])
@@ -126,11 +151,60 @@ def _permuted(S: sp.csr_array, order: np.ndarray) -> sp.csr_array:
     return sp.csr_array((S.data[entries], S.indices[entries], indptr), shape=(len(order), S.shape[1]))
 
 
-def _dense(W: np.ndarray, order: np.ndarray, product: Product) -> dict[str, np.ndarray]:
+def _params(product: Product, cut: Cut) -> dict[str, int]:
+    return {"window": cut.rows} if product.sparse == FORMAT else {}
+
+
+def _lanes(arrays: dict[str, np.ndarray]) -> Any:
+    """The permuted row of each lane of each group: as S has them in sell32, or in order."""
+    return arrays.get("S.rows", slice(None))
+
+
+def _panels(name: str, W: np.ndarray, order: np.ndarray, product: Product) -> dict[str, np.ndarray]:
+    """Rows of W (m, n) in this order, -1 for zeros, as `name` (rows / 32, n, 32)."""
     permuted = np.where(order[:, None] >= 0, W[order], np.float32(0))
-    panels = np.ascontiguousarray(permuted.reshape(-1, WARP, W.shape[1]).transpose(0, 2, 1))
-    stored = encode(panels, np.arange(len(panels) + 1), product.values)
-    return {"W": stored["values"], **({"W.scales": stored["scales"]} if "scales" in stored else {})}
+    return _stored(name, permuted.reshape(-1, WARP, W.shape[1]).transpose(0, 2, 1), product)
+
+
+def _stored(name: str, array: np.ndarray, product: Product) -> dict[str, np.ndarray]:
+    """The array as its values are stored; int8 with a scale an entry of the first dimension."""
+    stored = encode(np.ascontiguousarray(array), np.arange(len(array) + 1), product.values)
+    return {name: stored["values"], **({name + ".scales": stored["scales"]} if "scales" in stored else {})}
+
+
+def _loaded(name: str, arrays: dict[str, np.ndarray], product: Product) -> np.ndarray:
+    runs = np.arange(len(arrays[name]) + 1)
+    return decode(arrays[name], runs, product.values, arrays.get(name + ".scales"))
+
+
+def _rows(name: str, arrays: dict[str, np.ndarray], product: Product) -> np.ndarray:
+    """The rows of panels."""
+    panels = _loaded(name, arrays, product)
+    return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])
+
+
+def _low_rank(base: Any, order: np.ndarray, product: Product) -> dict[str, np.ndarray]:
+    """U V, and [D; U V] of a hybrid, whose D is k rows more of V: t = [D; V] z, then row i < k is t[i], others U[i - k] t[k:].
+
+    V (k + r, n) in its order; V.scales (k + r,) of int8; U (P G, r, 32) in panels of the lanes' rows, zeros for those of D; U.scales;
+    pick (P R,) int32 the row of D that a lane has, -1 for none; a low rank has no pick, and k = 0.
+    """
+    if base.kind == "low_rank":
+        return _stored("V", base.V, product) | _panels("U", base.U, order, product)
+    k = len(base.D)
+    arrays = _stored("V", np.concatenate([base.D, base.V]), product)
+    arrays |= _panels("U", base.U, np.where(order >= k, order - k, -1), product)
+    return arrays | {"pick": np.where((order >= 0) & (order < k), order, -1).astype(np.int32)}
+
+
+def _low_rank_rows(arrays: dict[str, np.ndarray], product: Product) -> np.ndarray:
+    """The row of each lane."""
+    V, U = _loaded("V", arrays, product), _rows("U", arrays, product)
+    k = len(V) - product.part.dims[-1]
+    rows: np.ndarray = U @ V[k:]
+    if "pick" in arrays:
+        rows += np.where(arrays["pick"][:, None] >= 0, V[arrays["pick"]], np.float32(0))
+    return rows
 
 
 def _kronecker(base: Any, order: np.ndarray, part: Part, cut: Cut) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tvm_doping._tvm import T, tirx
+from tvm_doping.kernels.cuda.low_rank import of_tiles
 from tvm_doping.kernels.cuda.operand import Operand
 from tvm_doping.kernels.cuda.words import WARP, Arena, Block, Buffer, Expr, Piece, launch
 
@@ -16,7 +17,8 @@ def products(operand: Operand, z: Buffer, bias: Buffer, tiles: Expr) -> Iterator
 
     z: the tiles of `transpose`; bias is in the order of the parts' rows.
     """
-    cut, columns = operand.cut, operand.product.columns
+    cut, columns, low = operand.cut, operand.product.columns, operand.low_rank
+    inner = None if low is None else of_tiles(low, z, tiles)
     arena = Arena()
     sums = arena.take(cut.rows * WARP)
     operand.take_tile(arena)
@@ -25,9 +27,12 @@ def products(operand: Operand, z: Buffer, bias: Buffer, tiles: Expr) -> Iterator
         tile = T.bind(tirx.Cast("int64", block.y))
         base = T.bind(tile * (columns * WARP))
 
-        def read(column: Expr) -> Expr:
-            return z[base + (column * WARP + block.lane)]
+        def read(column: Expr, lane: Expr) -> Expr:
+            return z[base + (column * WARP + lane)]
 
+        if low is not None:
+            at = T.bind(tile * (low.count * WARP))
+            low.t = lambda q: inner[at + (q * WARP + block.lane)]
         operand.tile(block, read, sums, lambda row: bias[block.x * cut.rows + row])
         yield block, tile, sums
 

@@ -16,6 +16,7 @@ Expr = Any
 Buffer = Any
 
 WARP = 32
+ROWS = 4  # sums of a thread in a tile: with 8, and its loops unrolled, it needs more than 128 registers
 
 # A barrier of all blocks of a grid, which must all be resident: the launch is a cooperative one (lowering.py). The counter only
 # grows, so that no block has to reset it: barrier number k lets blocks through once it has reached k times their number. The fences
@@ -40,6 +41,13 @@ __device__ __forceinline__ void doping_grid_barrier(int* counter, int target) {
 _CLAMP_SOURCE = """
 __device__ __forceinline__ float doping_clamp(float x, float limit) {
   return x < -limit ? -limit : (x > limit ? limit : x);
+}
+"""
+
+_WARP_SUM_SOURCE = """
+__device__ __forceinline__ float doping_warp_sum(float x) {
+  for (int by = 16; by > 0; by /= 2) x += __shfl_xor_sync(0xffffffffu, x, by);
+  return x;
 }
 """
 
@@ -139,6 +147,11 @@ class Piece:
     def __getitem__(self, i: Expr) -> Expr:
         return self.arena.view(self.dtype)[i + self.start]
 
+    @property
+    def view(self) -> Buffer:
+        """The allocation that holds them, from `start` on."""
+        return self.arena.view(self.dtype)
+
     def store(self, i: Expr, value: Expr) -> None:
         """piece[i] = value."""
         T.buffer_store(self.arena.view(self.dtype), value, [i + self.start])
@@ -182,6 +195,19 @@ def clamp(x: Expr, limit: float) -> Expr:
     """x within [-limit, limit]; a NaN stays one."""
     source = _CLAMP_SOURCE
     return cuda_func_call("doping_clamp", x, T.float32(limit), source_code=source, return_type="float32")
+
+
+def warp_sum(x: Expr) -> Expr:
+    """The sum of x over the lanes of a warp, all of which must come here."""
+    return cuda_func_call("doping_warp_sum", x, source_code=_WARP_SUM_SOURCE, return_type="float32")
+
+
+def flat(buffer: Buffer) -> Buffer:
+    """The buffer with one dimension."""
+    shape = [int(size) for size in buffer.shape]
+    if len(shape) == 1:
+        return buffer
+    return T.decl_buffer((int(np.prod(shape)),), str(buffer.dtype), data=buffer.data)
 
 
 def int32(value: Expr) -> Expr:

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "fibers.h"
+#include "ptx.h"
 
 #define __global__
 #define __device__
