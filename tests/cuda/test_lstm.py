@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.cuda.conftest import GRID, compiled, doped, plan_of, run
 from tests.cuda.emulation import ORDERS, Driver
 from tests.kernels.conftest import HIDDEN, INPUTS, oracle, sparse_matrix
 from tvm_doping import structures
-from tvm_doping.kernels.cuda.lstm import pack, to_dense
+from tvm_doping.kernels.cuda import parts
+from tvm_doping.kernels.cuda.lstm import cut_of, pack, to_dense
+from tvm_doping.kernels.lstm import reference
+from tvm_doping.kernels.product import select
 
 # A step, and one of two streams; a sequence; tiles of one step; full and filled-up tiles over steps.
 SHAPES = [(1, 1), (1, 2), (5, 2), (1, 4), (3, 37)]
@@ -47,6 +51,91 @@ def check(
 def test_doped_layer_in_every_order_of_threads(emulated: Driver, reverse: bool) -> None:
     w = doped("kronecker", 0.25)
     check(emulated, w, plan_of(w, reverse=reverse), SHAPES, list(ORDERS))
+
+
+@pytest.mark.parametrize("batch", [64, 128, 256])
+def test_many_streams(emulated: Driver, batch: int) -> None:
+    """Two to eight tiles that each block takes one after the other."""
+    w = doped("kronecker", 0.25)
+    check(emulated, w, plan_of(w), [(2, batch)], ["backward"])
+
+
+LOW = [
+    ("low_rank", 0.25, "fp32", GRID),  # a row of V a block
+    ("low_rank", 0.0, "bf16", replace(GRID, shared=0)),  # nothing but V and U, from global memory
+    ("hybrid", 0.25, "int8", GRID),  # several rows of [D; V] a block
+]
+
+
+@pytest.mark.parametrize(("family", "density", "values", "grid"), LOW)
+def test_low_rank_and_hybrid_weights_are_kept(
+    emulated: Driver, family: str, density: float, values: str, grid: Any
+) -> None:
+    w = doped(family, density)
+    plan = plan_of(w, values=values, grid=grid)
+    assert plan.recurrent.part.kind == family
+    check(emulated, w, plan, [(1, 2), (4, 2), (2, 37)], ["backward", "shuffled"])
+
+
+@pytest.mark.parametrize(("family", "values", "close"), [("kronecker", "fp16", 2e-5), ("hybrid", "bf16", 1.5e-4)])
+def test_tensor_cores_multiply_rounded_z_and_sum_in_fp32(
+    emulated: Driver, family: str, values: str, close: float
+) -> None:
+    """For one stream and for many alike; `close` is a number of z that is rounded the other way."""
+    w = doped(family, 0.25)
+    plan = plan_of(w, values=values, format="mma16")
+    rng = np.random.default_rng(7)
+    bias = rng.standard_normal(4 * HIDDEN).astype("float32") * np.float32(0.3)
+    arrays = pack(plan, *w, bias)
+    stored = [structures.Doped(structures.Dense(d), s) for d, s in _bases(plan, arrays, w)]
+    function = compiled(plan, arrays, emulated)
+    emulated.order("shuffled")
+    for steps, batch in [(1, 2), (4, 2), (2, 37)]:
+        x = rng.standard_normal((steps, batch, INPUTS)).astype("float32")
+        h, c = (rng.standard_normal((batch, HIDDEN)).astype("float32") for _ in range(2))
+        got = run(function, plan, arrays, x, h, c)
+        wanted = rounding_oracle(stored, values, bias, x, h, c)
+        for name, a, true in zip("yhc", got, wanted, strict=True):
+            np.testing.assert_allclose(a, true, atol=close, err_msg=f"{name}, T={steps}, N={batch}")
+            # by far most of them as if in float64: no sum is rounded to 16 bits
+            assert np.quantile(np.abs(a - true), 0.8) < 3e-6
+        unrounded = oracle(plan, tuple(stored), bias, x, h, c)  # type: ignore[arg-type]
+        off, rounded_off = (np.abs(got[0] - y[0]).mean() for y in (unrounded, wanted))
+        assert off > 5 * rounded_off
+        for a, b in zip(got, reference(plan, arrays, x, h, c), strict=True):
+            np.testing.assert_allclose(a, b, atol=close, err_msg="the reference")
+
+
+def _bases(plan: Any, arrays: Any, w: tuple[Any, Any]) -> Any:
+    """(what is not S, dense and as it is stored; S as it is stored) of both weights."""
+    for (name, prefix), weight in zip((("input", "ih."), ("recurrent", "hh.")), w, strict=True):
+        product = getattr(plan, name)
+        base = parts.to_dense(replace(product, sparse=None), select(arrays, prefix), cut_of(plan))
+        yield base, type(weight.S)(to_type(weight.S.toarray(), product.values))
+
+
+def to_type(a: Any, values: str) -> np.ndarray:
+    """Rounded by torch."""
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[values]
+    return torch.from_numpy(np.asarray(a, "float32")).to(kind).float().numpy()
+
+
+def rounding_oracle(
+    w: list[Any], values: str, bias: np.ndarray, x: np.ndarray, h: np.ndarray, c: np.ndarray
+) -> list[np.ndarray]:
+    """The layer in float64, where S multiplies x and h rounded to 16 bits."""
+    (base_ih, s_ih), (base_hh, s_hh) = (
+        (d.base.to_dense().astype("float64"), d.S.toarray().astype("float64")) for d in w
+    )
+    h, c = h.astype("float64"), c.astype("float64")
+    y = np.empty((*x.shape[:2], HIDDEN))
+    for t in range(len(x)):
+        gates = bias + x[t] @ base_ih.T + h @ base_hh.T
+        gates = gates + to_type(x[t], values) @ s_ih.T + to_type(h, values) @ s_hh.T
+        i, f, g, o = np.split(gates, 4, axis=1)
+        c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        h = y[t] = np.tanh(c) / (1 + np.exp(-o))
+    return [y, h, c]
 
 
 @pytest.mark.parametrize("values", ["fp16", "bf16", "int8"])
