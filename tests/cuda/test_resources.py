@@ -19,6 +19,7 @@ from tvm_doping.kernels.cuda.lstm import pack, prim_func
 from tvm_doping.kernels.cuda.nvcc import compile_cuda, find_nvcc
 from tvm_doping.kernels.plan import Grid
 from tvm_doping.kernels.trees import found
+from tvm_doping.sparsity.patterns import blocks
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
@@ -33,10 +34,46 @@ def layer(hidden: int, density: float) -> tuple[Any, Any]:
     return weight, weight
 
 
-@pytest.mark.parametrize("values", ["fp32", "fp16"])
+def low_rank_layer(hidden: int, density: float) -> tuple[Any, Any]:
+    """A hybrid and a low rank of about 20x."""
+    rng = np.random.default_rng(0)
+    k, r = {650: (100, 26), 1500: (240, 60)}[hidden]
+
+    def array(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * 0.1).astype("float32")
+
+    S = sp.csr_array(
+        sp.random_array((4 * hidden, hidden), density=density, dtype=np.float32, rng=rng)
+    )
+    hybrid = structures.Hybrid(array(k, hidden), array(4 * hidden - k, r), array(r, hidden))
+    low_rank = structures.LowRank(array(4 * hidden, r), array(r, hidden))
+    return structures.Doped(hybrid, S), structures.Doped(low_rank, S)
+
+
+def block_layer(hidden: int, density: float) -> tuple[Any, Any]:
+    """The low rank and the Kronecker product, with an S of 16 x 1 blocks."""
+    mask = blocks(np.random.default_rng(0).random((4 * hidden, hidden)), density)
+    S = sp.csr_array(mask.astype("float32"))
+    return (
+        structures.Doped(low_rank_layer(hidden, density)[1].base, S),
+        structures.Doped(layer(hidden, density)[1].base, S),
+    )
+
+
+# The layer, its values, the format of S; how many kernels it has: of a step, of few streams, of tiles; which one is the recurrence.
+CASES: dict[str, tuple[Any, str, str, int, int]] = {
+    "fp32": (layer, "fp32", "sell32", 9, 3),
+    "fp16": (layer, "fp16", "sell32", 9, 3),
+    "low rank": (low_rank_layer, "fp32", "sell32", 14, 5),
+    "tensor cores": (block_layer, "bf16", "mma16", 13, 5),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("hidden", [650, 1500])
 @pytest.mark.parametrize("arch", SHARED)
-def test_kernels_stay_within_their_budget(arch: str, hidden: int, values: str) -> None:
+def test_kernels_stay_within_their_budget(arch: str, hidden: int, case: str) -> None:
+    of, values, format, count, recurrence = CASES[case]
     try:
         find_nvcc()
     except TargetError as error:
@@ -46,8 +83,8 @@ def test_kernels_stay_within_their_budget(arch: str, hidden: int, values: str) -
     grid = Grid(
         parts=-(-hidden // each), threads=512, tile_from=8, shared=SHARED[arch], registers=65_536 // 512
     )
-    w = layer(hidden, 0.04)
-    plan = plan_of(w, values=values, grid=grid)
+    w = of(hidden, 0.04)
+    plan = plan_of(w, values=values, grid=grid, format=format)
     made: dict[str, Any] = {}
 
     def compile_image(source: str) -> bytes:
@@ -61,15 +98,18 @@ def test_kernels_stay_within_their_budget(arch: str, hidden: int, values: str) -
         if not made:  # TVM's CUDA runtime is not loaded: it asks for no image yet
             compile_image(module.imports[0].inspect_source("cuda"))
     resources = made["resources"]
-    assert len(resources) == 8
+    assert len(resources) == count
     for name, taken in resources.items():
         assert (taken.spilled, taken.stack) == (0, 0), name
         assert 0 < taken.registers <= grid.registers, (name, taken)
     # No kernel has shared memory but what its launch asks for; the recurrence of one stream keeps its weights there.
     assert not re.search(r"(?<!extern )__shared__", made["source"])
     asked = shared_memory(function)
-    assert len(asked) == 8 and max(asked) <= SHARED[arch]
-    assert asked[3] > plan.recurrent.nnz * (6 if values == "fp32" else 4) / grid.parts
+    assert len(asked) == count and max(asked) <= SHARED[arch]
+    bytes_each = {"fp32 sell32": 6, "fp16 sell32": 4, "bf16 mma16": 2}[f"{values} {format}"]
+    assert asked[recurrence] > plan.recurrent.nnz * bytes_each / grid.parts
+    if format == "mma16":
+        assert "mma.sync.aligned.m16n8k16" in made["source"]
 
 
 def shared_memory(function: Any) -> list[int]:

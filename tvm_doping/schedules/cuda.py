@@ -134,9 +134,7 @@ def _check_format(layer: Layer, forced: str | None, values: ValueType, target: T
         )
 
 
-def _kept(
-    layer: Layer, values: ValueType, target: Target, cut: Cut, resident: bool
-) -> tuple[bool, str]:
+def _kept(layer: Layer, values: ValueType, target: Target, cut: Cut, resident: bool) -> tuple[bool, str]:
     """Whether the structure is kept, and why (not)."""
     (_, n), kind = layer.part.shape, layer.part.kind
     if kind == "dense":
@@ -154,7 +152,9 @@ def _kept(
     if streams < _TILE_FROM:
         room = resident and dense * size <= _STAGED * target.shared
         out = streams * dense * size / (_SHARED if room else _L2)
-        within = _EXCHANGE + streams * (both * size / (_SHARED if resident else _L2) + _SLOTS * nonzeros / WARP)
+        within = _EXCHANGE + streams * (
+            both * size / (_SHARED if resident else _L2) + _SLOTS * nonzeros / WARP
+        )
     else:
         tiles = -(-streams // WARP)
         out = tiles * dense * WARP / _LANES
@@ -175,11 +175,18 @@ def _format(layer: Layer, values: ValueType, forced: str | None, cut: Cut) -> tu
         return FORMAT, rows
     S, per_part = in_parts(layer.sparse, cut), cut.rows // 16
     row = np.repeat(np.arange(S.shape[0], dtype=np.int64), np.diff(S.indptr))
-    columns = np.bincount(np.unique(row // 16 * S.shape[1] + S.indices) // S.shape[1], minlength=cut.parts * per_part)
+    columns = np.bincount(
+        np.unique(row // 16 * S.shape[1] + S.indices) // S.shape[1], minlength=cut.parts * per_part
+    )
     tiles = int((-(-columns // 16)).reshape(cut.parts, per_part).sum(axis=1).max())
     nonzeros = int(np.add.reduceat(np.diff(S.indptr), np.arange(0, S.shape[0], cut.rows)).max())
     on_tensor, on_lanes = _MMA * tiles, _NONZERO * nonzeros
-    counts = f"{tiles} tiles of 16 x 16 in the largest block, predicted {on_tensor:,.0f} cycles for 32 streams"
+    counts = (
+        f"{tiles} tiles of 16 x 16 in the largest block, predicted {on_tensor:,.0f} cycles for 32 streams"
+    )
     if forced == TENSOR or _WORTH_ROUNDING * on_tensor <= on_lanes:
         return TENSOR, f"S on tensor cores: {counts}, {on_lanes:,.0f} a nonzero at a time"
-    return FORMAT, f"{rows}: predicted {on_lanes:,.0f} cycles for 32 streams, {on_tensor:,.0f} on tensor cores"
+    return (
+        FORMAT,
+        f"{rows}: predicted {on_lanes:,.0f} cycles for 32 streams, {on_tensor:,.0f} on tensor cores",
+    )

@@ -5,10 +5,10 @@ The equations are those of `kernels.lstm`. Blocks own hidden units (`parts`); h 
     one step, few streams    one launch: both products and the cell; what a session replays as a CUDA graph
     more steps               the inputs of all steps are projected at once, 32 (step, stream) pairs side by side; then one launch
                              for all steps, the weights kept in shared memory, with a barrier of all blocks between two steps
-    many streams             the same with 32 streams side by side, a lane each, x and h transposed to [column][stream]; each block
-                             takes the tiles of 32 one after the other
+    many streams             the same with 32 streams side by side, a lane each, x and h transposed to [column][stream]: one step by
+                             blocks of (part, tile of 32); in more, each block takes the tiles one after the other
 
-A low rank adds a launch for V x, and a barrier a step for V h, to each (`low_rank`).
+A low rank adds a launch for V x, and a barrier a step for V h, to each (`low_rank`). Only launches with a barrier are cooperative.
 
 fp32, or values of S and of dense weights in fp16, bf16 or int8; sums are fp32.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
 from tvm_doping.kernels.cuda import parts
 from tvm_doping.kernels.cuda.cell import Cell
-from tvm_doping.kernels.cuda.low_rank import of_streams
+from tvm_doping.kernels.cuda.low_rank import of_streams, of_tiles
 from tvm_doping.kernels.cuda.operand import Operand
 from tvm_doping.kernels.cuda.parts import Cut
 from tvm_doping.kernels.cuda.project import project
@@ -108,7 +108,7 @@ class _Layer:
                 with T.Else():
                     self.sequence()
             with T.Else():
-                self.sequence_of_tiles()
+                self.tiles()
 
     # -- few streams ---------------------------------------------------------------------------------------------------------
 
@@ -146,7 +146,8 @@ class _Layer:
     def sequence(self) -> None:
         """All steps: the inputs' projection, then the recurrence in one launch."""
         pairs = Pairs(per_step=self.steps * self.batch)
-        projected, counter = self.project(pairs)
+        across, counter = self.transposed(pairs)
+        projected = self.project(pairs, across)
         arena = Arena()
         h, hh = arena.take(self.plan.hidden), self.operand("recurrent")
         hh.take_stream(arena)
@@ -201,13 +202,50 @@ class _Layer:
 
     # -- many streams --------------------------------------------------------------------------------------------------------
 
-    def sequence_of_tiles(self) -> None:
-        """All steps of tiles of 32 streams. h lies twice in [tile][unit][stream], read from one and written to the other."""
+    def tiles(self) -> None:
+        """Tiles of 32 streams: x and h transposed, then the one step or all."""
         tiles = T.bind((self.batch + (WARP - 1)) // WARP)
-        projected, counter = self.project(Pairs(per_step=self.batch, steps=self.steps))
+        across, counter = self.transposed(Pairs(per_step=self.batch, steps=self.steps))
+        state = T.alloc_buffer((tiles * (2 * self.plan.hidden * WARP),), "float32")
+        transpose(self.io["h0"], state, self.plan.hidden, Pairs(per_step=self.batch))
+        with T.If(self.steps == 1):
+            with T.Then():
+                self.step_of_tiles(tiles, across, state)
+            with T.Else():
+                self.sequence_of_tiles(tiles, across, state, counter)
+
+    def step_of_tiles(self, tiles: Expr, across: Buffer, state: Buffer) -> None:
+        """One step: blocks of (part, tile), for which none waits for another."""
+        arena = Arena()
+        y = arena.take(self.cut.rows * WARP)
+        operands = (self.operand("input"), self.operand("recurrent"))
+        inner = [
+            None if o.low_rank is None else of_tiles(o.low_rank, z, tiles)
+            for o, z in zip(operands, (across, state), strict=True)
+        ]
+        for operand in operands:
+            operand.take_tile(arena)
+        with launch(self.cut.parts, tiles, self.grid.threads) as block:
+            arena.open()
+            bias = lambda row: self.packed["bias"][block.x * self.cut.rows + row]  # noqa: E731
+            before = lambda row: y[row * WARP + block.lane]  # noqa: E731
+            for operand, z, t, start in zip(operands, (across, state), inner, (bias, before), strict=True):
+                low, size = operand.low_rank, operand.product.columns * WARP
+                if low is not None:
+                    to = T.bind(block.y * (low.count * WARP))
+                    low.t = lambda q, to=to, t=t: t[to + (q * WARP + block.lane)]
+                base = T.bind(block.y * size)
+                read = lambda column, lane, z=z, base=base: z[base + (column * WARP + lane)]  # noqa: E731
+                operand.tile(block, read, y, start)
+            yes = tirx.const(True, "bool")
+            Cell(self.io, self.cut, block).tile(
+                block.y, 0, self.batch, y, lambda unit, value: None, first=yes, last=yes
+            )
+
+    def sequence_of_tiles(self, tiles: Expr, across: Buffer, state: Buffer, counter: Buffer) -> None:
+        """All steps; h lies twice in [tile][unit][stream], read from one and written to the other."""
         hidden = self.plan.hidden
-        state = T.alloc_buffer((tiles * (2 * hidden * WARP),), "float32")
-        transpose(self.io["h0"], state, hidden, Pairs(per_step=self.batch))
+        projected = self.project(Pairs(per_step=self.batch, steps=self.steps), across)
         arena = Arena()
         y, hh = arena.take(self.cut.rows * WARP), self.operand("recurrent")
         hh.take_tile(arena)
@@ -263,16 +301,20 @@ class _Layer:
 
     # -- pieces --------------------------------------------------------------------------------------------------------------
 
-    def project(self, pairs: Pairs) -> tuple[Buffer, Buffer]:
-        """(W_ih x + bias of all pairs [tile][part][row][pair], the counter of the barrier, at zero)."""
-        tiles = T.bind(pairs.tiles)
-        across = T.alloc_buffer((tiles * (self.plan.inputs * WARP),), "float32")
-        result = T.alloc_buffer((tiles * (self.cut.parts * self.projected_rows * WARP),), "float32")
+    def transposed(self, pairs: Pairs) -> tuple[Buffer, Buffer]:
+        """(x of all pairs [tile][input][pair], the counter of the barrier, at zero)."""
+        across = T.alloc_buffer((pairs.tiles * (self.plan.inputs * WARP),), "float32")
         counter = T.alloc_buffer((1,), "int32")
         transpose(self.io["x"], across, self.plan.inputs, pairs, counter)
+        return across, counter
+
+    def project(self, pairs: Pairs, across: Buffer) -> Buffer:
+        """W_ih x + bias of all pairs [tile][part][row][pair]."""
+        tiles = T.bind(pairs.tiles)
+        result = T.alloc_buffer((tiles * (self.cut.parts * self.projected_rows * WARP),), "float32")
         operand = self.operand("input")
         project(operand, across, self.packed["bias"], result, self.projected_rows, tiles)
-        return result, counter
+        return result
 
     def operand(self, name: str) -> Operand:
         prefix = {"input": "ih.", "recurrent": "hh."}[name]

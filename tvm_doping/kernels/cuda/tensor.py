@@ -87,9 +87,7 @@ class Tiles:
                 at = T.bind(row * WARP + (first + (block.lane % 4 * 2 + i % 2)))
                 y.store(at, y[at] + total[i])
 
-    def _sums(
-        self, block: Block, band: Expr, first: Expr, step: int, z: Callable[[Expr], Expr]
-    ) -> Sums:
+    def _sums(self, block: Block, band: Expr, first: Expr, step: int, z: Callable[[Expr], Expr]) -> Sums:
         """A lane's four sums of the band: rows g and g + 8 of streams 2 t and 2 t + 1, lane = 4 g + t; every step-th tile."""
         pointers, whole = self.buffers["S.tile_ptr"], block.x * self.bands
         start = T.bind(pointers[whole + band])
@@ -97,7 +95,8 @@ class Tiles:
         staged = "S.values" in self.staged
         begin = T.bind(start - pointers[whole]) if staged else start
         values, columns = (
-            self.staged[name].view if staged else flat(self.buffers[name]) for name in ("S.values", "S.columns")
+            self.staged[name].view if staged else flat(self.buffers[name])
+            for name in ("S.values", "S.columns")
         )
         offsets = [self.staged[name].start if staged else 0 for name in ("S.values", "S.columns")]
         total = Sums(4)

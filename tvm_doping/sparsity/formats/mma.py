@@ -61,7 +61,9 @@ class MMA16(Format):
     def _tiles(packed: Packed) -> tuple[Array, Array]:
         """The columns and values of the tiles that there are, [tile][row][column]."""
         total = int(packed.arrays["tile_ptr"][-1])
-        values = packed.arrays["values"][:total].reshape(total, 8, 4, 2, 2, 2)  # g, t, then pair, half, one of two
+        values = packed.arrays["values"][:total].reshape(
+            total, 8, 4, 2, 2, 2
+        )  # g, t, then pair, half, one of two
         tiles = values.transpose(0, 4, 1, 2, 3, 5).reshape(total, _SIDE, _SIDE)
         return packed.arrays["columns"][:total], tiles
 

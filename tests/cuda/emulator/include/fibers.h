@@ -7,10 +7,10 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -131,14 +131,17 @@ inline std::string run_blocks(Closure& kernel, Index grid, Index block, size_t s
   return "";
 }
 
+// A kernel with a copy of its arguments, of 8 bytes at most each: std::tuple would take a third of the time that a kernel compiles.
 template <typename... Args> struct Bound : Closure {
   void (*kernel)(Args...);
-  std::tuple<Args...> args;
-  template <size_t... I> Bound(void (*f)(Args...), void** p, std::index_sequence<I...>) : kernel(f), args(*(Args*)p[I]...) {}
-  void run() override { std::apply(kernel, args); }
+  uint64_t args[sizeof...(Args) + 1];
+  Bound(void (*f)(Args...), void** p) : kernel(f) {
+    const size_t sizes[] = {sizeof(Args)..., 0};
+    for (size_t i = 0; i < sizeof...(Args); ++i) std::memcpy(&args[i], p[i], sizes[i]);
+  }
+  template <size_t... I> void call(std::index_sequence<I...>) { kernel(*(Args*)&args[I]...); }
+  void run() override { call(std::index_sequence_for<Args...>()); }
 };
-template <typename... Args> Closure* bind(void (*f)(Args...), void** p) {
-  return new Bound<Args...>(f, p, std::index_sequence_for<Args...>{});
-}
+template <typename... Args> Closure* bind(void (*f)(Args...), void** p) { return new Bound<Args...>(f, p); }
 
 }  // namespace emulated
