@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import tvm
+import tvm_ffi
 
 from tests.cuda.conftest import GRID, compiled, doped, plan_of, run
-from tests.cuda.emulation import ORDERS, Driver
+from tests.cuda.emulation import ORDERS, Driver, to_gpu
 from tests.kernels.conftest import HIDDEN, INPUTS, oracle, sparse_matrix
 from tvm_doping import structures
+from tvm_doping._tvm import tirx
 from tvm_doping.kernels.cuda import parts
-from tvm_doping.kernels.cuda.lstm import cut_of, pack, to_dense
+from tvm_doping.kernels.cuda.lstm import cut_of, pack, prim_func, to_dense
 from tvm_doping.kernels.lstm import reference
 from tvm_doping.kernels.product import select
+from tvm_doping.kernels.trees import found
 
 # A step, and one of two streams; a sequence; tiles of one step; full and filled-up tiles over steps.
 SHAPES = [(1, 1), (1, 2), (5, 2), (1, 4), (1, 37), (3, 37)]
@@ -197,3 +202,47 @@ def test_one_launch_a_step_and_one_for_a_sequence(emulated: Driver) -> None:
         )
         log = emulated.log()
         assert (len(log), sum("cooperative" in line for line in log)) == (launches, cooperative), log
+
+
+def test_a_step_is_captured_and_replayed_as_a_graph(emulated: Driver) -> None:
+    """One launch, no memory from the host: what a CUDA graph may hold."""
+    w = doped("kronecker", 0.25)
+    plan = plan_of(w)
+    bias = np.zeros(4 * HIDDEN, "float32")
+    arrays = pack(plan, *w, bias)
+    function, body = compiled(plan, arrays, emulated), prim_func(plan, arrays).body
+    outer = found(body, tirx.IfThenElse)[-1]  # after all within
+    inner = found(outer.then_case, tirx.IfThenElse)[-1]
+    assert [str(choice.condition) for choice in (outer, inner)] == [
+        "batch < T.int64(4)",
+        "steps == T.int64(1)",
+    ]
+    few, step = outer.then_case, inner.then_case
+    assert {a.buffer.scope() for a in found(step, tirx.AllocBuffer)} == {"shared.dyn", "local"}
+    assert "global" in {a.buffer.scope() for a in found(few, tirx.AllocBuffer)}, "a sequence has workspace"
+
+    rng, cuda = np.random.default_rng(0), emulated.library
+    shapes = ((1, 1, INPUTS), (1, HIDDEN), (1, HIDDEN))
+    x, h, c = (rng.standard_normal(shape).astype("float32") for shape in shapes)
+    on_gpu = [to_gpu(a) for a in (x, h, c)]
+    weights, outputs = (
+        [to_gpu(a) for a in arrays.values()],
+        [to_gpu(np.zeros_like(a)) for a in (h[None], h, c)],
+    )
+    stream, graph, replay = (ctypes.c_void_p() for _ in range(3))
+    assert cuda.cudaStreamCreate(ctypes.byref(stream)) == 0
+    emulated.log()
+    with tvm_ffi.use_raw_stream(tvm.cuda(0), int(stream.value)):
+        assert cuda.cudaStreamBeginCapture(stream, 0) == 0
+        function(*on_gpu, *weights, *outputs)
+        assert cuda.cudaStreamEndCapture(stream, ctypes.byref(graph)) == 0
+    assert len(emulated.log()) == 1 and not outputs[0].numpy().any(), "captured, not run"
+    assert cuda.cudaGraphInstantiate(ctypes.byref(replay), graph, ctypes.c_ulonglong(0)) == 0
+    stored = tuple(structures.Dense(a) for a in to_dense(plan, arrays)[:2])
+    for _ in range(2):
+        assert cuda.cudaGraphLaunch(replay, stream) == 0
+        wanted = oracle(plan, stored, bias, x, h, c)  # type: ignore[arg-type]
+        for got, true in zip(outputs, wanted, strict=True):
+            np.testing.assert_allclose(got.numpy(), true, atol=3e-6)
+        x += np.float32(0.1)  # the same memory with another input
+        on_gpu[0].copyfrom(x)

@@ -42,9 +42,7 @@ def low_rank_layer(hidden: int, density: float) -> tuple[Any, Any]:
     def array(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) * 0.1).astype("float32")
 
-    S = sp.csr_array(
-        sp.random_array((4 * hidden, hidden), density=density, dtype=np.float32, rng=rng)
-    )
+    S = sp.csr_array(sp.random_array((4 * hidden, hidden), density=density, dtype=np.float32, rng=rng))
     hybrid = structures.Hybrid(array(k, hidden), array(4 * hidden - k, r), array(r, hidden))
     low_rank = structures.LowRank(array(4 * hidden, r), array(r, hidden))
     return structures.Doped(hybrid, S), structures.Doped(low_rank, S)

@@ -101,9 +101,10 @@ def _product(
     values: ValueType = "fp32" if layer.precision == "exact" else layer.precision
     _check_format(layer, force.get("format"), values, target)
     part = layer.part
-    kept, why = _kept(layer, values, target, cut, resident)
+    kept, counts = _kept(layer, values, target, cut, resident)
     forced = force.get("format") is not None or force.get("structure") == "kept"
     if part.kind == "dense" or layer.columns > 65536 or not (kept or forced):
+        why = "dense" if part.kind == "dense" else f"multiplied out{counts}"
         return Product(part=Part(kind="dense", shape=part.shape), values=values), why
     if part.kind == "kronecker":
         left, right = needed(part, cut)
@@ -112,8 +113,10 @@ def _product(
         )
     sparse, how = _format(layer, values, force.get("format"), cut)
     stored = values if sparse or part.kind in LOW_RANK else "fp32"
-    why = "; ".join(note for note in (why if part.kind in LOW_RANK else "", how) if note)
-    return Product(part=part, sparse=sparse, nnz=int(layer.sparse.nnz), values=stored), why
+    structure = (
+        f"{part.kind} kept{counts}{'' if kept else ', as was asked for'}; " if part.kind in LOW_RANK else ""
+    )
+    return Product(part=part, sparse=sparse, nnz=int(layer.sparse.nnz), values=stored), f"{structure}{how}"
 
 
 def _check_format(layer: Layer, forced: str | None, values: ValueType, target: Target) -> None:
@@ -135,15 +138,11 @@ def _check_format(layer: Layer, forced: str | None, values: ValueType, target: T
 
 
 def _kept(layer: Layer, values: ValueType, target: Target, cut: Cut, resident: bool) -> tuple[bool, str]:
-    """Whether the structure is kept, and why (not)."""
+    """Whether the structure is kept where nothing is forced, and what was counted."""
     (_, n), kind = layer.part.shape, layer.part.kind
-    if kind == "dense":
-        return False, "dense"
     density = layer.sparse.nnz / (layer.rows * layer.columns)
-    if density > _DENSE_FROM:
-        return False, "multiplied out"
-    if kind not in LOW_RANK:
-        return True, ""
+    if kind not in LOW_RANK or density > _DENSE_FROM:
+        return density <= _DENSE_FROM, ""
     inner = sum(layer.part.dims)
     size, streams = VALUE_BYTES[values], layer.batch * layer.steps
     dense = cut.rows * n
@@ -159,8 +158,7 @@ def _kept(layer: Layer, values: ValueType, target: Target, cut: Cut, resident: b
         tiles = -(-streams // WARP)
         out = tiles * dense * WARP / _LANES
         within = _EXCHANGE + tiles * (both * WARP / _LANES + _NONZERO * nonzeros)
-    counts = f"predicted {within:,.0f} cycles a block, {out:,.0f} multiplied out"
-    return within < out, f"{kind} kept: {counts}" if within < out else f"multiplied out: {counts}"
+    return within < out, f" (predicted {within:,.0f} cycles a block, {out:,.0f} multiplied out)"
 
 
 def _format(layer: Layer, values: ValueType, forced: str | None, cut: Cut) -> tuple[str | None, str]:

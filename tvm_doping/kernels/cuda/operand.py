@@ -34,8 +34,8 @@ class Slots:
 class Operand:
     """A packed product and its places in shared memory.
 
-    staged: S (or the dense panels), U, a part of V and the first factor are copied to shared memory by `load`, to be read there step
-    after step.
+    staged: S (or the dense panels), U, a part of V and the first factor are copied to shared memory by `load`, to be read there in
+    every step.
     """
 
     def __init__(

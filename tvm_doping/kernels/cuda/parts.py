@@ -186,8 +186,8 @@ def _rows(name: str, arrays: dict[str, np.ndarray], product: Product) -> np.ndar
 def _low_rank(base: Any, order: np.ndarray, product: Product) -> dict[str, np.ndarray]:
     """U V, and [D; U V] of a hybrid, whose D is k rows more of V: t = [D; V] z, then row i < k is t[i], others U[i - k] t[k:].
 
-    V (k + r, n) in its order; V.scales (k + r,) of int8; U (P G, r, 32) in panels of the lanes' rows, zeros for those of D; U.scales;
-    pick (P R,) int32 the row of D that a lane has, -1 for none; a low rank has no pick, and k = 0.
+    V (k + r, n) in its order; V.scales (k + r,) of int8; U (P G, r, 32) in panels of the lanes' rows, zeros for those of D;
+    U.scales; pick (P R,) int32 the row of D that a lane has, -1 for none. A low rank has no pick, and k = 0.
     """
     if base.kind == "low_rank":
         return _stored("V", base.V, product) | _panels("U", base.U, order, product)

@@ -1,7 +1,8 @@
 """y += S z on tensor cores, for S in the format mma16 with values in fp16 or bf16.
 
-A warp takes a tile of 16 rows x 16 columns (`sparsity.formats.mma`) as the matrix A, gathers the 16 rows of z that its columns name,
-8 streams of them, as B, and adds A B to 16 x 8 sums in fp32: `mma.sync.m16n8k16` (PTX ISA, "Matrix fragments for mma.m16n8k16").
+A warp takes a tile of 16 rows x 16 columns (`sparsity.formats.mma`) as the matrix A, gathers the 16 rows of z that its columns
+name, 8 streams of them, as B, and adds A B to 16 x 8 sums in fp32: `mma.sync.m16n8k16` (PTX ISA, "Matrix fragments for
+mma.m16n8k16").
 z is rounded to the type of the values. One stream is multiplied as eight equal ones, so that S z does not depend on how many run.
 
 fp32 values have no such product: TF32 keeps 10 bits of them, and `precision="exact"` allows no rounding.
@@ -16,7 +17,7 @@ from tvm.backend.cuda.op import cuda_func_call
 
 from tvm_doping._tvm import T
 from tvm_doping.kernels.cuda.parts import Cut
-from tvm_doping.kernels.cuda.words import WARP, Arena, Block, Buffer, Expr, Piece, Sums, flat, int32
+from tvm_doping.kernels.cuda.words import WARP, Block, Buffer, Expr, Piece, Sums, flat, int32
 from tvm_doping.kernels.plan import Product
 
 BAND = 16  # rows of a tile, and its columns
@@ -28,8 +29,8 @@ __device__ __forceinline__ void doping_mma_%(name)s(float* y, const void* a, flo
   asm("cvt.rn.%(type)sx2.f32 %%0, %%1, %%2;" : "=r"(low) : "f"(z1), "f"(z0));
   asm("cvt.rn.%(type)sx2.f32 %%0, %%1, %%2;" : "=r"(high) : "f"(z3), "f"(z2));
   const uint4 tile = *(const uint4*)a;
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.%(type)s.%(type)s.f32 {%%0, %%1, %%2, %%3}, {%%4, %%5, %%6, %%7}, {%%8, %%9}, "
-               "{%%0, %%1, %%2, %%3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.%(type)s.%(type)s.f32 "
+               "{%%0, %%1, %%2, %%3}, {%%4, %%5, %%6, %%7}, {%%8, %%9}, {%%0, %%1, %%2, %%3};"
                : "+f"(y[0]), "+f"(y[1]), "+f"(y[2]), "+f"(y[3])
                : "r"(tile.x), "r"(tile.y), "r"(tile.z), "r"(tile.w), "r"(low), "r"(high));
 }
