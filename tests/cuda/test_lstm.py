@@ -232,7 +232,7 @@ def test_a_step_is_captured_and_replayed_as_a_graph(emulated: Driver) -> None:
     stream, graph, replay = (ctypes.c_void_p() for _ in range(3))
     assert cuda.cudaStreamCreate(ctypes.byref(stream)) == 0
     emulated.log()
-    with tvm_ffi.use_raw_stream(tvm.cuda(0), int(stream.value)):
+    with tvm_ffi.use_raw_stream(tvm.cuda(0), stream.value or 0):
         assert cuda.cudaStreamBeginCapture(stream, 0) == 0
         function(*on_gpu, *weights, *outputs)
         assert cuda.cudaStreamEndCapture(stream, ctypes.byref(graph)) == 0

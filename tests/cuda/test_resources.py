@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def block_layer(hidden: int, density: float) -> tuple[Any, Any]:
 
 
 # The layer, its values, the format of S; how many kernels it has: of a step, of few streams, of tiles; which one is the recurrence.
-CASES: dict[str, tuple[Any, str, str, int, int]] = {
+CASES: dict[str, tuple[Callable[[int, float], tuple[Any, Any]], str, str, int, int]] = {
     "fp32": (layer, "fp32", "sell32", 9, 3),
     "fp16": (layer, "fp16", "sell32", 9, 3),
     "low rank": (low_rank_layer, "fp32", "sell32", 14, 5),
@@ -108,6 +109,17 @@ def test_kernels_stay_within_their_budget(arch: str, hidden: int, case: str) -> 
     assert asked[recurrence] > plan.recurrent.nnz * bytes_each / grid.parts
     if format == "mma16":
         assert "mma.sync.aligned.m16n8k16" in made["source"]
+
+
+def test_an_error_of_nvcc_is_told_without_its_warnings() -> None:
+    try:
+        find_nvcc()
+    except TargetError as error:
+        pytest.skip(str(error))
+    source = "__global__ void f(float* y) { float unused = 0x1.71547652b82fep+0f; y[0] = undeclared; }"
+    with pytest.raises(TargetError, match="undeclared") as raised:
+        compile_cuda(source, "sm_90")
+    assert "warning" not in str(raised.value)
 
 
 def shared_memory(function: Any) -> list[int]:

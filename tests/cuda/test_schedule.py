@@ -48,7 +48,7 @@ def test_a_low_rank_is_kept_where_an_exchange_costs_less_than_the_dense_weight()
 
 
 def test_blocks_are_given_to_tensor_cores_from_a_batch_on() -> None:
-    blocks, spread = weight(1500, pattern="block16"), weight(1500)
+    blocks, spread = weight(650, pattern="block16"), weight(650)
     many: dict[str, Any] = {"batch": 32, "precision": "fp16"}
     assert plan(blocks, **many).recurrent.sparse == "mma16"
     assert "tensor cores" in plan(blocks, **many).reason

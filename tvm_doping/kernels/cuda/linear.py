@@ -63,7 +63,7 @@ def prim_func(plan: LinearPlan, arrays: Mapping[str, np.ndarray], name: str = "l
 
 def _one_by_one(operand: Operand, x: Buffer, bias: Buffer, y: Buffer, rows: Expr) -> None:
     cut, low = operand.cut, operand.low_rank
-    inner = of_streams([] if low is None else [(low, lambda row, k: x[row, k])], rows)
+    of_streams([] if low is None else [(low, lambda row, k: x[row, k])], rows)
     arena = Arena()
     z = arena.take(operand.product.columns)
     operand.take_stream(arena)
@@ -73,7 +73,7 @@ def _one_by_one(operand: Operand, x: Buffer, bias: Buffer, y: Buffer, rows: Expr
             with block.each(operand.product.columns) as i:
                 z.store(i, x[block.y, i])
         if low is not None:
-            low.read(block, lambda q: inner[0][block.y * low.count + q])
+            low.read(block, block.y)
         block.sync()
         operand.first_product(block, z)
         operand.stream(block, z)

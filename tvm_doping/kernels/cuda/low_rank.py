@@ -9,8 +9,9 @@ block holds beside S, and which 132 blocks together read from the L2 in 9 us.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -32,8 +33,6 @@ from tvm_doping.kernels.cuda.words import (
 from tvm_doping.kernels.plan import Part
 from tvm_doping.kernels.values import widen
 
-Read = Callable[[Expr], Expr]
-
 
 class LowRank:
     """Both products of a part; t(q) reads the inner one, once it is there."""
@@ -52,9 +51,11 @@ class LowRank:
         self.rank = part.dims[-1]
         self.count, self.columns = (int(size) for size in arrays["V"].shape)
         self.each = -(-self.count // cut.parts)
+        self.width = 1  # streams side by side, 1 or 32
+        self.exchanged: Buffer = None
         self.partial: Piece | None = None
         self.room: Piece | None = None
-        self.t: Read = lambda q: 0
+        self.t: Callable[[Expr], Expr] = lambda q: 0
 
     @property
     def blocks(self) -> int:
@@ -76,68 +77,46 @@ class LowRank:
 
     # -- t = V z -------------------------------------------------------------------------------------------------------------
 
-    def take_partial(self, arena: Arena, width: int) -> None:
-        """Take the room of the inner product of so many streams side by side."""
-        self.partial = arena.take(self.splits * self.each * width)
+    def exchange(self, arena: Arena, count: Expr, width: int) -> None:
+        """Take the room of the inner product, and the memory that blocks exchange it through: `count` streams, or tiles of 32."""
+        self.width, self.partial = width, arena.take(self.splits * self.each * width)
+        self.exchanged = T.alloc_buffer((count * (self.count * width),), "float32")
 
-    def inner_stream(self, block: Block, z: Read, write: Callable[[Expr, Expr], None]) -> None:
-        """write(row, (V z)[row]) of the block's rows for one stream; lanes take columns. The block must wait before the next."""
-        steps = -(-self.columns // (self.splits * WARP))
+    def inner(self, block: Block, at: Expr, z: Callable[[Expr, Expr], Expr]) -> None:
+        """V z of the block's rows for stream `at`, or for tile `at` of 32 streams, a lane each; z(column, stream of the tile).
 
-        def sums(i: Expr, s: Expr, total: Sums) -> Expr:
-            def one(step: Expr) -> None:
-                k = T.bind((step * self.splits + s) * WARP + block.lane)
-                if self.columns % (self.splits * WARP):
-                    with when(k < self.columns):
-                        total.add(0, self._v(block.x, i, k) * z(k))
-                else:
-                    total.add(0, self._v(block.x, i, k) * z(k))
-
-            unrolled(steps, one)
-            return warp_sum(total[0])
-
-        self._inner(block, 1, sums, write)
-
-    def inner_tile(self, block: Block, z: Callable[[Expr, Expr], Expr], write: Any) -> None:
-        """The same of 32 streams, a lane each; z(column, lane)."""
-        steps = -(-self.columns // self.splits)
-
-        def sums(i: Expr, s: Expr, total: Sums) -> Expr:
-            def one(step: Expr) -> None:
-                k = T.bind(step * self.splits + s)
-                if self.columns % self.splits:
-                    with when(k < self.columns):
-                        total.add(0, self._v(block.x, i, k) * z(k, block.lane))
-                else:
-                    total.add(0, self._v(block.x, i, k) * z(k, block.lane))
-
-            unrolled(steps, one)
-            return total[0]
-
-        self._inner(block, WARP, sums, write)
-
-    def _inner(self, block: Block, width: int, sums: Any, write: Callable[[Expr, Expr], None]) -> None:
-        each, splits, partial = self.each, self.splits, self.partial
-        assert partial is not None
+        Lanes take columns of one stream. The block must wait before the next.
+        """
+        each, splits, terms_of, wide = self.each, self.splits, self.partial, self.width > 1
+        assert terms_of is not None
+        stride = splits if wide else splits * WARP
         with block.each(each * splits, warps=True) as job:
             i, s = (T.bind(job % each), T.bind(job // each)) if splits > 1 else (job, 0)
             with when(block.x * each + i < self.count):
-                value = T.bind(sums(i, s, Sums()))
-                if width == 1:
-                    with when(block.lane == 0):
-                        partial.store(job, value)
+                total = Sums()
+
+                def one(step: Expr) -> None:
+                    k = step * splits + s
+                    k = T.bind(k if wide else k * WARP + block.lane)
+                    with when(k < self.columns) if self.columns % stride else nullcontext():
+                        total.add(0, self._v(block.x, i, k) * z(k, block.lane))
+
+                unrolled(-(-self.columns // stride), one)
+                if wide:
+                    terms_of.store(job * WARP + block.lane, total[0])
                 else:
-                    partial.store(job * WARP + block.lane, value)
+                    value = T.bind(warp_sum(total[0]))
+                    with when(block.lane == 0):
+                        terms_of.store(job, value)
         block.sync()
-        with block.each(each, warps=width > 1) as i:
-            row = T.bind(block.x * each + i)
+        with block.each(each, warps=wide) as i:
+            row, lane = T.bind(block.x * each + i), block.lane if wide else 0
             with when(row < self.count):
-                lane = block.lane if width > 1 else 0
-                terms = [partial[(i + s * each) * width + lane] for s in range(splits)]
+                terms = [terms_of[(i + s * each) * self.width + lane] for s in range(splits)]
                 value = sum(terms[1:], terms[0])
                 if "V.scales" in self.buffers:
                     value = value * self.buffers["V.scales"][row]
-                write(row, value)
+                T.buffer_store(self.exchanged, value, [(at * self.count + row) * self.width + lane])
 
     def _v(self, part: Expr, i: Expr, k: Expr) -> Expr:
         if "V" in self.staged:
@@ -150,13 +129,18 @@ class LowRank:
         """Take the room of t of one stream; `read` fills it."""
         self.room = arena.take(self.count)
 
-    def read(self, block: Block, source: Read) -> None:
-        """Copy t into shared memory; a barrier follows before it is read."""
+    def read(self, block: Block, n: Expr) -> None:
+        """Copy t of stream n into shared memory; a barrier follows before it is used."""
         room = self.room
         assert room is not None
         with block.each(self.count) as q:
-            room.store(q, source(q))
+            room.store(q, self.exchanged[n * self.count + q])
         self.t = lambda q: room[q]
+
+    def use(self, block: Block, tile: Expr) -> None:
+        """Let `add` read t of a tile, each lane that of its stream."""
+        first = T.bind(tile * (self.count * WARP))
+        self.t = lambda q: self.exchanged[first + (q * WARP + block.lane)]
 
     def add(self, part: Expr, g: Expr, lanes: list[Expr], total: Sums, s: Expr = 0, splits: int = 1) -> None:
         """Of the lanes of a group, a sum each: the terms s, s + splits and so on."""
@@ -193,42 +177,32 @@ class LowRank:
         return widen(self.buffers["U"][part * self.cut.groups + g, q, lane])
 
 
-def of_streams(pairs: list[tuple[LowRank, Callable[[Expr, Expr], Expr]]], rows: Expr) -> list[Buffer]:
-    """The inner products [row of z][row of V] of some weights, in one launch; each with its z(row, column)."""
+def of_streams(pairs: list[tuple[LowRank, Callable[[Expr, Expr], Expr]]], rows: Expr) -> None:
+    """The inner products of some weights for one stream after the other, in one launch; each with its z(stream, column)."""
     if not pairs:
-        return []
-    targets = [T.alloc_buffer((rows * low.count,), "float32") for low, _ in pairs]
+        return
     arena, first = Arena(), 0
     for low, _ in pairs:
-        low.take_partial(arena, 1)
+        low.exchange(arena, rows, 1)
     with launch(sum(low.blocks for low, _ in pairs), rows, pairs[0][0].threads) as block:
         arena.open()
-        for (low, z), target in zip(pairs, targets, strict=True):
-
-            def write(row: Expr, value: Expr, low: LowRank = low, target: Buffer = target) -> None:
-                T.buffer_store(target, value, [block.y * low.count + row])
-
-            # blocks of one weight, then those of the next
-            mine = tirx.all(block.x >= first, block.x < first + low.blocks)
-            with when(mine):
+        for low, z in pairs:  # blocks of one weight, then those of the next
+            with when(tirx.all(block.x >= first, block.x < first + low.blocks)):
                 own = replace(block, x=T.bind(block.x - first))
-                low.inner_stream(own, lambda k, z=z: z(block.y, k), write)  # type: ignore[misc]
+                low.inner(own, block.y, partial(_of_row, z, block.y))
             first += low.blocks
-    return targets
 
 
-def of_tiles(low: LowRank, z: Buffer, tiles: Expr) -> Buffer:
-    """The inner products [tile][row of V][lane] of the tiles of `transpose`."""
-    target = T.alloc_buffer((tiles * (low.count * WARP),), "float32")
+def of_tiles(low: LowRank, z: Buffer, tiles: Expr) -> None:
+    """The inner products of the tiles of `transpose`."""
     arena = Arena()
-    low.take_partial(arena, WARP)
+    low.exchange(arena, tiles, WARP)
     with launch(low.blocks, tiles, low.threads) as block:
         arena.open()
         tile = T.bind(tirx.Cast("int64", block.y))
-        base, to = T.bind(tile * (low.columns * WARP)), T.bind(tile * (low.count * WARP))
+        base = T.bind(tile * (low.columns * WARP))
+        low.inner(block, tile, lambda k, lane: z[base + (k * WARP + lane)])
 
-        def write(row: Expr, value: Expr) -> None:
-            T.buffer_store(target, value, [to + (row * WARP + block.lane)])
 
-        low.inner_tile(block, lambda k, lane: z[base + (k * WARP + lane)], write)
-    return target
+def _of_row(z: Callable[[Expr, Expr], Expr], row: Expr, k: Expr, lane: Expr) -> Expr:
+    return z(row, k)

@@ -119,7 +119,7 @@ class _Layer:
         ih, hh = self.operand("input"), self.operand("recurrent")
         sources = (lambda n, k: self.io["x"][0, n, k], lambda n, k: self.io["h0"][n, k])
         lows = [(o.low_rank, z) for o, z in zip((ih, hh), sources, strict=True) if o.low_rank is not None]
-        inner = of_streams(lows, self.batch)
+        of_streams(lows, self.batch)
         for operand in (ih, hh):
             operand.take_stream(arena)
         with launch(self.cut.parts, self.batch, self.grid.threads) as block:
@@ -128,8 +128,8 @@ class _Layer:
                 if operand.reads_z:
                     with block.each(z.count) as i:
                         z.store(i, source(block.y, i))
-            for (low, _), t in zip(lows, inner, strict=True):
-                low.read(block, lambda q, low=low, t=t: t[block.y * low.count + q])
+            for low, _ in lows:
+                low.read(block, block.y)
             block.sync()
             for operand, z in ((ih, x), (hh, h)):
                 operand.first_product(block, z)
@@ -152,35 +152,33 @@ class _Layer:
         h, hh = arena.take(self.plan.hidden), self.operand("recurrent")
         hh.take_stream(arena)
         low = hh.low_rank
-        inner = self.room(hh, arena, self.batch, 1)
+        if low is not None:
+            low.exchange(arena, self.batch, 1)
         self.stage(hh, arena)
         with launch(self.cut.parts, 1, self.grid.threads) as block:
             arena.open()
             hh.load(block)
             steps, batch = T.bind(int32(self.steps)), T.bind(int32(self.batch))
 
-            def old(n: Expr, i: Expr, step: Expr, before: Expr) -> Expr:
-                # y of the step before is h; other blocks have written it
-                return tirx.if_then_else(step == 0, self.io["h0"][n, i], self.io["y"][before, n, i])
-
             with T.serial(0, steps) as step:
                 t, before = self.times(step, steps)
+
+                def old(n: Expr, i: Expr, step: Expr = step, before: Expr = before) -> Expr:
+                    # y of the step before is h; other blocks have written it
+                    return tirx.if_then_else(step == 0, self.io["h0"][n, i], self.io["y"][before, n, i])
+
                 if low is not None:
                     block.sync()  # with the copy of what is staged
                     with T.serial(0, batch) as n:
-                        low.inner_stream(
-                            block,
-                            lambda k, n=n: old(n, k, step, before),
-                            lambda row, value, n=n: T.buffer_store(inner, value, [n * low.count + row]),
-                        )
+                        low.inner(block, n, lambda k, lane, n=n, old=old: old(n, k))  # type: ignore[misc]
                         block.sync()
                     self.wait(counter, step, 2, 1)
                 with T.serial(0, batch) as n:
                     if hh.reads_z:
                         with block.each(self.plan.hidden) as i:
-                            h.store(i, old(n, i, step, before))
+                            h.store(i, old(n, i))
                     if low is not None:
-                        low.read(block, lambda q, n=n: inner[n * low.count + q])
+                        low.read(block, n)
                     block.sync()
                     hh.first_product(block, h)
                     hh.stream(block, h)
@@ -219,24 +217,18 @@ class _Layer:
         arena = Arena()
         y = arena.take(self.cut.rows * WARP)
         operands = (self.operand("input"), self.operand("recurrent"))
-        inner = [
-            None if o.low_rank is None else of_tiles(o.low_rank, z, tiles)
-            for o, z in zip(operands, (across, state), strict=True)
-        ]
-        for operand in operands:
+        for operand, z in zip(operands, (across, state), strict=True):
             operand.take_tile(arena)
+            if operand.low_rank is not None:
+                of_tiles(operand.low_rank, z, tiles)
         with launch(self.cut.parts, tiles, self.grid.threads) as block:
             arena.open()
             bias = lambda row: self.packed["bias"][block.x * self.cut.rows + row]  # noqa: E731
             before = lambda row: y[row * WARP + block.lane]  # noqa: E731
-            for operand, z, t, start in zip(operands, (across, state), inner, (bias, before), strict=True):
-                low, size = operand.low_rank, operand.product.columns * WARP
-                if low is not None:
-                    to = T.bind(block.y * (low.count * WARP))
-                    low.t = lambda q, to=to, t=t: t[to + (q * WARP + block.lane)]
-                base = T.bind(block.y * size)
-                read = lambda column, lane, z=z, base=base: z[base + (column * WARP + lane)]  # noqa: E731
-                operand.tile(block, read, y, start)
+            for operand, z, start in zip(operands, (across, state), (bias, before), strict=True):
+                if operand.low_rank is not None:
+                    operand.low_rank.use(block, block.y)
+                operand.tile(block, self.columns(z, block.y * (operand.product.columns * WARP)), y, start)
             yes = tirx.const(True, "bool")
             Cell(self.io, self.cut, block).tile(
                 block.y, 0, self.batch, y, lambda unit, value: None, first=yes, last=yes
@@ -250,7 +242,8 @@ class _Layer:
         y, hh = arena.take(self.cut.rows * WARP), self.operand("recurrent")
         hh.take_tile(arena)
         low = hh.low_rank
-        inner = self.room(hh, arena, tiles, WARP)
+        if low is not None:
+            low.exchange(arena, tiles, WARP)
         self.stage(hh, arena)
         with launch(self.cut.parts, 1, self.grid.threads) as block:
             arena.open()
@@ -262,17 +255,12 @@ class _Layer:
 
                 def z(tile: Expr, step: Expr = step) -> Callable[[Expr, Expr], Expr]:
                     # 32 bits: the state of a batch is less than 2^31 values, and a 64-bit address takes two registers
-                    source = T.bind((step % 2 * count + tile) * size)
-                    return lambda column, lane: state[source + (column * WARP + lane)]
+                    return self.columns(state, (step % 2 * count + tile) * size)
 
                 if low is not None:
                     with T.serial(0, count) as tile:
                         block.sync()  # with the sums of the tile before
-                        to = T.bind(tile * (low.count * WARP))
-                        write_inner = lambda row, value, to=to: T.buffer_store(  # noqa: E731
-                            inner, value, [to + (row * WARP + block.lane)]
-                        )
-                        low.inner_tile(block, z(tile), write_inner)
+                        low.inner(block, tile, z(tile))
                     self.wait(counter, step, 2, 1)
                 with T.serial(0, count) as tile:
                     target = T.bind(((step + 1) % 2 * count + tile) * size)
@@ -287,8 +275,7 @@ class _Layer:
                         return value
 
                     if low is not None:
-                        to = T.bind(tile * (low.count * WARP))
-                        low.t = lambda q, to=to: inner[to + (q * WARP + block.lane)]
+                        low.use(block, tile)
                     hh.tile(block, z(tile), y, start)
 
                     def write(unit: Expr, value: Expr, target: Expr = target) -> None:
@@ -326,13 +313,11 @@ class _Layer:
             self.grid.threads,
         )
 
-    def room(self, operand: Operand, arena: Arena, count: Expr, width: int) -> Buffer | None:
-        """What an inner product of a low rank needs in a sequence: the memory that blocks exchange it through."""
-        low = operand.low_rank
-        if low is None:
-            return None
-        low.take_partial(arena, width)
-        return T.alloc_buffer((count * (low.count * width),), "float32")
+    @staticmethod
+    def columns(z: Buffer, first: Expr) -> Callable[[Expr, Expr], Expr]:
+        """What reads [column][stream] of a tile that begins at `first`."""
+        base = T.bind(first)
+        return lambda column, lane: z[base + (column * WARP + lane)]
 
     def wait(self, counter: Buffer, step: Expr, each: int, number: int | None = None) -> None:
         """Of `each` barriers of all blocks in a step, the one of that number; the last if none is given."""

@@ -68,10 +68,16 @@ def compile_cuda(source: str, arch: str) -> tuple[bytes, dict[str, Resources]]:
             raise TargetError(
                 f"the CUDA C of a model, compiled for {arch}",
                 "a C++ compiler and an nvcc that knows the architecture",
-                (done.stderr or done.stdout).strip()[:600],
+                _errors(done.stderr or done.stdout)[:600],
                 "Use the versions that pyproject.toml names under [cuda].",
             )
         return out.read_bytes(), _resources(done.stderr + done.stdout)
+
+
+def _errors(report: str) -> str:
+    """The lines of nvcc's report that tell errors: warnings come before them."""
+    lines = [line for line in report.splitlines() if re.search(r"\b(error|fatal|not found)\b", line)]
+    return "\n".join(lines) or report.strip()
 
 
 def _resources(report: str) -> dict[str, Resources]:

@@ -18,7 +18,8 @@ def products(operand: Operand, z: Buffer, bias: Buffer, tiles: Expr) -> Iterator
     z: the tiles of `transpose`; bias is in the order of the parts' rows.
     """
     cut, columns, low = operand.cut, operand.product.columns, operand.low_rank
-    inner = None if low is None else of_tiles(low, z, tiles)
+    if low is not None:
+        of_tiles(low, z, tiles)
     arena = Arena()
     sums = arena.take(cut.rows * WARP)
     operand.take_tile(arena)
@@ -31,8 +32,7 @@ def products(operand: Operand, z: Buffer, bias: Buffer, tiles: Expr) -> Iterator
             return z[base + (column * WARP + lane)]
 
         if low is not None:
-            at = T.bind(tile * (low.count * WARP))
-            low.t = lambda q: inner[at + (q * WARP + block.lane)]
+            low.use(block, tile)
         operand.tile(block, read, sums, lambda row: bias[block.x * cut.rows + row])
         yield block, tile, sums
 
