@@ -78,7 +78,8 @@ inline void start() {
   yield();
 }
 
-// Runs blocks [from, to) of the grid side by side; "" or what went wrong. order: 0 forward, 1 backward, others shuffle by it.
+// Runs blocks [from, to) of the grid side by side; "" or what went wrong. order: 0 forward, 1 backward, 2 backward, each warp as far
+// as it gets before the next; others shuffle by it.
 inline std::string run_blocks(Closure& kernel, Index grid, Index block, size_t shared_bytes, int from, int to, unsigned order) {
   int threads = block.x * block.y * block.z;
   std::vector<std::unique_ptr<Group>> groups;
@@ -106,24 +107,31 @@ inline std::string run_blocks(Closure& kernel, Index grid, Index block, size_t s
   }
   std::vector<Fiber*> turn;
   for (auto& fiber : fibers) turn.push_back(fiber.get());
-  if (order == 1) std::reverse(turn.begin(), turn.end());
-  if (order > 1) std::shuffle(turn.begin(), turn.end(), std::mt19937(order));
+  if (order == 1 || order == 2) std::reverse(turn.begin(), turn.end());
+  if (order > 2) std::shuffle(turn.begin(), turn.end(), std::mt19937(order));
   body = &kernel;
   size_t left = turn.size();
   // A grid-wide barrier is waited for by asking again and again: a round in which nobody got on otherwise, a few times, is none.
   for (int idle = 0; left;) {
     bool moved = false;
-    for (Fiber* fiber : turn) {
-      if (fiber->done || (fiber->waits && *fiber->waits == fiber->seen)) continue;
-      bool waited = fiber->waits != nullptr;
-      fiber->waits = nullptr;
-      current = fiber;
-      swapcontext(&scheduler, &fiber->context);
-      if (fiber->done) {
-        --left;
-        if (--fiber->group->live && fiber->group->arrived) return "a thread ended while others of its block wait for it";
+    size_t width = order == 2 ? 32 : turn.size();
+    for (size_t first = 0, again = 0; first < turn.size(); first += again ? 0 : width) {
+      again = 0;
+      for (size_t i = first; i < std::min(first + width, turn.size()); ++i) {
+        Fiber* fiber = turn[i];
+        if (fiber->done || (fiber->waits && *fiber->waits == fiber->seen)) continue;
+        bool waited = fiber->waits != nullptr;
+        fiber->waits = nullptr;
+        current = fiber;
+        swapcontext(&scheduler, &fiber->context);
+        if (fiber->done) {
+          --left;
+          if (--fiber->group->live && fiber->group->arrived) return "a thread ended while others of its block wait for it";
+        }
+        bool got_on = waited || fiber->done || fiber->waits;
+        moved = moved || got_on;
+        again = again || (got_on && order == 2);
       }
-      moved = moved || waited || fiber->done || fiber->waits;
     }
     idle = moved ? 0 : idle + 1;
     if (idle > 3) return "all threads wait";
