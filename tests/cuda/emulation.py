@@ -21,7 +21,12 @@ import pytest
 import tvm
 
 HERE = Path(__file__).parent / "emulator"
-ORDERS = {"forward": 0, "backward": 1, "warp by warp": 2, "shuffled": 7}  # in which the threads of a block run
+ORDERS = {
+    "forward": 0,
+    "backward": 1,
+    "warp by warp": 2,
+    "shuffled": 7,
+}  # in which the threads of a block run
 
 
 class Driver:
