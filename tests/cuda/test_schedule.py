@@ -13,7 +13,7 @@ from torch import nn
 
 import tvm_doping
 from tests.cuda.emulation import Driver
-from tvm_doping import build, gpu, schedules, structures, targets
+from tvm_doping import build, gpu, linking, schedules, structures, targets
 from tvm_doping.errors import ScheduleError
 from tvm_doping.kernels import LstmPlan
 from tvm_doping.sparsity.patterns import PATTERNS
@@ -68,7 +68,7 @@ def test_a_model_of_low_ranks_and_blocks_is_compiled_and_compared(
     emulated: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schedules.cuda, "_THREADS", 64)  # each is a fiber
-    monkeypatch.setattr(build, "fatbin", lambda source, arch: emulated.image(source))
+    monkeypatch.setattr(linking, "fatbin", lambda source, arch: emulated.image(source))
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     gpu.compute_capability.cache_clear()
     emulated.order("backward")
