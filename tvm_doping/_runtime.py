@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -16,11 +17,8 @@ import numpy as np
 
 from tvm_doping.errors import BundleError
 
-_CPU, _FIRST, _POOLED = (
-    1,
-    0,
-    2,
-)  # DLPack's CPU; device 0; the VM's allocator that keeps freed blocks for the next step
+# DLPack's CPU and CUDA; device 0; the VM's allocator that keeps freed blocks for the next step.
+_CPU, _CUDA, _FIRST, _POOLED = 1, 2, 0, 2
 
 
 class _NoTorch(MetaPathFinder):
@@ -106,10 +104,11 @@ def open_library(path: Path) -> Any:
     return _ffi.load_module(str(path.resolve()))  # a name without a slash would be searched for, not opened
 
 
-def new_machine(library: Any) -> Any:
-    """A Relax VM of its own over a library; machine["main"] is its function."""
+def new_machine(library: Any, gpu: bool = False) -> Any:
+    """A Relax VM of its own over a library; machine["main"] is its function, for tensors of the CPU or of the first GPU."""
     machine = library["vm_load_executable"]()
-    machine["vm_initialization"](_CPU, _FIRST, _POOLED)
+    devices = [_CUDA, _CPU] if gpu else [_CPU]  # the VM keeps shapes on the last one
+    machine["vm_initialization"](*(word for device in devices for word in (device, _FIRST, _POOLED)))
     return machine
 
 
@@ -119,6 +118,39 @@ def pack_weights(arrays: list[Any]) -> Any:
     Converted once: a Python tuple would be converted at every call.
     """
     return _ffi.convert([from_dlpack(array) for array in arrays])
+
+
+def as_one(tensors: Sequence[Any]) -> Any:
+    """The same for tensors that are where `main` runs already."""
+    return _ffi.convert(list(tensors))
+
+
+def allocate(shape: Sequence[int], dtype: str, device: tuple[int, int]) -> Any:
+    """A tensor of its own in a device's memory, by DLPack's kind and number."""
+    make = _ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+    return make(
+        _ffi.Shape(shape),
+        _ffi.dtype(dtype),
+        _ffi.device("cuda" if device[0] == _CUDA else "cpu", device[1]),
+        None,
+    )
+
+
+def view(tensor: Any, shape: Sequence[int], dtype: str) -> Any:
+    """The first bytes of a tensor's memory as another, which holds the memory too."""
+    return _ffi.get_global_func("runtime.TVMTensorCreateView")(
+        tensor, _ffi.Shape(shape), _ffi.dtype(dtype), 0
+    )
+
+
+def current_stream() -> int:
+    """The stream of the first GPU that this thread's calls of TVM's functions launch on."""
+    return int(_ffi.get_raw_stream(_ffi.device("cuda", _FIRST)) or 0)
+
+
+def on_stream(stream: int) -> Any:
+    """A context in which they launch on another."""
+    return _ffi.use_raw_stream(_ffi.device("cuda", _FIRST), stream)
 
 
 def weights_of(packed: Any) -> list[Any]:

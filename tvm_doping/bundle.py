@@ -231,12 +231,13 @@ class Bundle:
         batch: int | None = None,
         threads: int | None = None,
         pin: bool = False,
+        graph: bool | None = None,
         verify: bool = False,
     ) -> Session:
         """A new stream over this bundle, as `load` makes it; sessions of one bundle share its weights."""
-        from tvm_doping.runtime import Session
+        from tvm_doping.runtime import open_session
 
-        return Session(self, batch=batch, threads=threads, pin=pin, verify=verify)
+        return open_session(self, batch=batch, threads=threads, pin=pin, graph=graph, verify=verify)
 
     @cached_property
     def bytes(self) -> int:

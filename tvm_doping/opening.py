@@ -13,13 +13,6 @@ from tvm_doping.errors import BundleError
 
 def open_code(bundle: Bundle) -> Any:
     """Its library, loaded into this process. Raises BundleError for one that this TVM runtime does not load."""
-    if bundle.manifest.target.name.startswith("cuda-"):
-        raise BundleError(
-            f"bundle {bundle.manifest.name!r} for {bundle.manifest.target.name}",
-            "a session that keeps its streams in a GPU's memory",
-            "this release, whose sessions run on CPUs",
-            "Run its library with TVM's relax.VirtualMachine (docs/cuda.md), or compile the model for a CPU.",
-        )
     try:
         if bundle.folder is not None:
             return open_library(bundle.folder / bundle.file)
@@ -33,10 +26,10 @@ def open_code(bundle: Bundle) -> Any:
         raise _unloadable(bundle, error) from error
 
 
-def main_of(library: Any, bundle: Bundle) -> Any:
+def main_of(library: Any, bundle: Bundle, gpu: bool = False) -> Any:
     """The function `main` of a bundle's library, on a virtual machine of its own. Raises BundleError where there is none."""
     try:
-        return new_machine(library)["main"]
+        return new_machine(library, gpu)["main"]
     except (RuntimeError, ValueError, AttributeError) as error:
         raise _unloadable(bundle, error) from error
 

@@ -72,6 +72,32 @@ def record(
     That is where the VM decides by values, copies, or calls into other languages, and where results share
     memory with what is given. Before it is used, the replay must give what the VM gave, bit by bit.
     """
+    results, calls, strange = observed(new_machine(library), inputs, state, weights, len(squeeze))
+    arrays = list(map(as_numpy, results))
+    old = list(map(as_numpy, state))
+    given = [*map(as_numpy, inputs), *old, *map(as_numpy, weights_of(weights))]
+    if strange or any(np.may_share_memory(a, b) for a in arrays for b in given):
+        return None
+    count = len(squeeze)
+    if any(after.shape != before.shape for before, after in zip(old, arrays[count:], strict=True)):
+        return None
+    expected = [array.copy() for array in arrays]
+    for array in arrays:
+        array.reshape(-1).view(np.uint8).fill(0xFF)
+    for kernel, arguments in calls:
+        kernel(*arguments)
+    if any(array.tobytes() != wanted.tobytes() for array, wanted in zip(arrays, expected, strict=True)):
+        return None
+    outputs = [array[at] for array, at in zip(arrays, squeeze, strict=False)]
+    return Replay(calls, outputs, list(zip(old, arrays[count:], strict=True)))
+
+
+def observed(
+    machine: Any, inputs: Sequence[Any], state: Sequence[Any], weights: Any, count: int
+) -> tuple[list[Any], list[tuple[Any, tuple[Any, ...]]], list[str]]:
+    """The results of a step, `count` outputs and the new state; the kernels that it called, with their arguments; and the names of
+    what else it did. The machine is this function's: an observer cannot be taken off again.
+    """
     calls: list[tuple[Any, tuple[Any, ...]]] = []
     strange: list[str] = []
 
@@ -84,23 +110,6 @@ def record(
             strange.append(name)
         return 0  # go on
 
-    machine = new_machine(library)  # one of its own: an observer cannot be taken off again
     machine["set_instrument"](observe)
     results = machine["main"](*inputs, *state, weights)
-    count = len(squeeze)
-    arrays = list(map(as_numpy, map(item, repeat(results), range(count + len(state)))))
-    old = list(map(as_numpy, state))
-    given = [*map(as_numpy, inputs), *old, *map(as_numpy, weights_of(weights))]
-    if strange or any(np.may_share_memory(a, b) for a in arrays for b in given):
-        return None
-    if any(after.shape != before.shape for before, after in zip(old, arrays[count:], strict=True)):
-        return None
-    expected = [array.copy() for array in arrays]
-    for array in arrays:
-        array.reshape(-1).view(np.uint8).fill(0xFF)
-    for kernel, arguments in calls:
-        kernel(*arguments)
-    if any(array.tobytes() != wanted.tobytes() for array, wanted in zip(arrays, expected, strict=True)):
-        return None
-    outputs = [array[at] for array, at in zip(arrays, squeeze, strict=False)]
-    return Replay(calls, outputs, list(zip(old, arrays[count:], strict=True)))
+    return list(map(item, repeat(results), range(count + len(state)))), calls, strange

@@ -44,6 +44,7 @@ def load(
     batch: int | None = None,
     threads: int | None = None,
     pin: bool = False,
+    graph: bool | None = None,
     verify: bool = False,
 ) -> Session:
     """Open a bundle as a stream: check all of it, then load its code.
@@ -54,10 +55,25 @@ def load(
     threads: how many run it at most, the calling one among them; by default as many as it was compiled for. Results are
     the same for every number; Session.threads is how many do: no more than there are cores.
     pin: hold each of the other threads to a core of its own.
+    graph: on a GPU, whether steps are replayed as a CUDA graph, which they are by default.
     verify: also run the bundle's golden input and compare with its golden output.
     Raises BundleError for a bundle that is missing, damaged, edited, or made for another machine.
     """
-    return Session(Bundle.load(path, target=target), batch=batch, threads=threads, pin=pin, verify=verify)
+    bundle = Bundle.load(path, target=target)
+    return open_session(bundle, batch=batch, threads=threads, pin=pin, graph=graph, verify=verify)
+
+
+def open_session(bundle: Bundle, *, graph: bool | None = None, **options: Any) -> Session:
+    """A stream over a bundle, on the GPU where its code is for one."""
+    if bundle.manifest.target.name.startswith("cuda-"):
+        from tvm_doping.cuda.session import CudaSession
+
+        return CudaSession(bundle, graph=graph is not False, **options)
+    if graph is not None:
+        raise InvalidInput(
+            "graph", "a bundle for a GPU", f"one for {bundle.manifest.target.name}", "Leave it out."
+        )
+    return Session(bundle, **options)
 
 
 class Session:
@@ -86,15 +102,10 @@ class Session:
                 repr(batch),
                 "Leave it out to follow the first input.",
             )
-        wanted = check_threads(threads, pin, bundle.manifest.threads, bundle.manifest.name)
         self.bundle = bundle
         self._manifest: Manifest = bundle.manifest
         self._lock = Lock()
-        self._library: Any = open_code(bundle)
-        self._pool = open_pool(self._library, wanted, pin)
-        self.threads = 1 if self._pool is None else self._pool.threads
-        self._main: Any = main_of(self._library, bundle)
-        self._weights: Any = pack_weights(list(bundle.weights.values()))
+        self._open(threads, pin)
         self._given_batch = batch
         self._count = len(bundle.manifest.outputs)
         self._squeeze = [first_step(spec) for spec in bundle.manifest.outputs]
@@ -104,6 +115,16 @@ class Session:
         self._clear()
         if verify:
             self.verify()
+
+    def _open(self, threads: int | None, pin: bool) -> None:
+        """Load the code and the weights."""
+        bundle = self.bundle
+        wanted = check_threads(threads, pin, bundle.manifest.threads, bundle.manifest.name)
+        self._library: Any = open_code(bundle)
+        self._pool = open_pool(self._library, wanted, pin)
+        self.threads = 1 if self._pool is None else self._pool.threads
+        self._main: Any = main_of(self._library, bundle)
+        self._weights: Any = pack_weights(list(bundle.weights.values()))
 
     @property
     def batch(self) -> int | None:
@@ -152,7 +173,7 @@ class Session:
         with self._lock:
             if len(inputs) != len(self._manifest.inputs) or self._main is None:
                 self._refuse_call(inputs)
-            stream = self._fitting(bind(self._manifest.inputs, inputs, self._known()))
+            stream = self._fitting(self._bound(self._manifest.inputs, inputs))
             tensors = [from_dlpack(array if is_usable(array) else aligned_copy(array)) for array in inputs]
             outputs = self._call_stream(stream, tensors)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
@@ -180,7 +201,7 @@ class Session:
                     "Give the batch at load, or run a step first.",
                 )
             names = [spec.name for spec in self._manifest.state]
-            return {name: array.copy() for name, array in zip(names, self._stream.state, strict=True)}
+            return dict(zip(names, self._stream.read_state(), strict=True))
 
     @state.setter
     def state(self, values: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> None:
@@ -209,10 +230,9 @@ class Session:
                 raise SessionError(
                     "state", f"{len(specs)} arrays", str(len(arrays)), "Set all of it at once."
                 )
-            symbols = bind(specs, arrays, self._known())
+            symbols = self._bound(specs, arrays)
             if specs:
-                for buffer, array in zip(self._fitting(symbols).state, arrays, strict=True):
-                    buffer[...] = array
+                self._fitting(symbols).write_state(arrays)
 
     def verify(self) -> float:
         """Run the golden input from its own state; return the largest |got - golden|. The stream goes on.
@@ -230,15 +250,14 @@ class Session:
                 raise BundleError(
                     f"golden values of {manifest.name!r}", error.needs, error.got, "Compile it anew."
                 ) from error
-            before = [[from_dlpack(aligned_copy(array)) for array in arrays] for arrays in (inputs, state)]
-            results = self._call(*before)
+            results = self._run_from(inputs, state)
         golden = [
             *golden_values(self.bundle, "output", manifest.outputs),
             *golden_values(self.bundle, "new_state", manifest.state),
         ]
         names = [spec.name for spec in (*manifest.outputs, *manifest.state)]
         return max(
-            golden_error(manifest, name, as_numpy(result), wanted, self.bundle.golden.get(f"scores.{name}"))
+            golden_error(manifest, name, result, wanted, self.bundle.golden.get(f"scores.{name}"))
             for name, result, wanted in zip(names, results, golden, strict=True)
         )
 
@@ -263,6 +282,11 @@ class Session:
         word = "closed" if self.closed else f"batch {self.batch or 'open'}"
         return f"<Session {self._manifest.name!r} for {self._manifest.target.name}, {word}>"
 
+    def _run_from(self, inputs: list[np.ndarray], state: list[np.ndarray]) -> list[np.ndarray]:
+        """The results of a run from that state; the stream's own is left as it is."""
+        given = [[from_dlpack(aligned_copy(array)) for array in arrays] for arrays in (inputs, state)]
+        return list(map(as_numpy, self._call(*given)))
+
     def _call(self, tensors: list[Any], state: list[Any]) -> list[Any]:
         try:
             results = self._on_threads(self._main, *tensors, *state, self._weights)
@@ -284,8 +308,7 @@ class Session:
         for buffer, array in zip(stream.state, state, strict=True):
             if buffer.shape != array.shape:
                 raise self._broken(f"a new state of shape {array.shape} after one of {buffer.shape}")
-        for buffer, array in zip(stream.state, state, strict=True):
-            buffer[...] = array
+        stream.write_state(state)
         return outputs
 
     def _advance(self, stream: Stream) -> list[np.ndarray]:
@@ -318,6 +341,9 @@ class Session:
             return self._stream.symbols
         return {} if self._given_batch is None else {"N": self._given_batch}
 
+    def _bound(self, specs: Sequence[Any], arrays: Sequence[Any]) -> dict[str, int]:
+        return bind(specs, arrays, self._known())
+
     def _clear(self) -> None:
         """The zero state, and no sizes fixed but those that need no input."""
         self._spare, self._stream = self._stream or self._spare, None
@@ -325,15 +351,17 @@ class Session:
         if dims <= set(self._known()):
             self._fitting(self._known())
 
+    def _new_stream(self, symbols: Mapping[str, int]) -> Any:
+        return Stream(self._manifest, symbols)
+
     def _fitting(self, symbols: Mapping[str, int]) -> Stream:
         """The stream, begun from the zero state with these sizes where it has none yet."""
         if self._stream is None:
             fixed = {name: size for name, size in symbols.items() if name != "T"}
             if self._spare is None or self._spare.symbols != fixed:
-                self._spare = Stream(self._manifest, fixed)
+                self._spare = self._new_stream(fixed)
             self._stream = self._spare
-            for buffer in self._stream.state:
-                buffer.fill(0)
+            self._stream.clear()
         return self._stream
 
     def _begin_steps(self, inputs: Sequence[np.ndarray]) -> Stream:
@@ -347,7 +375,7 @@ class Session:
                 "one step",
                 "Use run(xs).",
             )
-        symbols = bind([timeless(spec) for spec in specs], inputs, self._known())
+        symbols = self._bound([timeless(spec) for spec in specs], inputs)
         stream = self._fitting(symbols)
         if not stream.slots:  # those of a stream that was reset are what its recorded calls read
             stream.open_slots(specs, symbols)

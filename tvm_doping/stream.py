@@ -26,6 +26,20 @@ class Stream:
         self.recorded = False
         self.replay: Replay | None = None
 
+    def clear(self) -> None:
+        """The zero state."""
+        for buffer in self.state:
+            buffer.fill(0)
+
+    def read_state(self) -> list[np.ndarray]:
+        """A copy of the state."""
+        return [buffer.copy() for buffer in self.state]
+
+    def write_state(self, arrays: Sequence[np.ndarray]) -> None:
+        """Set it, to arrays of the same shapes."""
+        for buffer, array in zip(self.state, arrays, strict=True):
+            buffer[...] = array
+
     def open_slots(self, specs: Sequence[TensorSpec], symbols: Mapping[str, int]) -> None:
         """Make the buffers that step() copies its inputs into: that costs less than to look how each is
         aligned.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,23 @@ import numpy as np
 import pytest
 import tvm
 
+import tvm_doping
 from tests.cuda.emulation import Driver, driver, to_gpu
 from tests.kernels.conftest import HIDDEN, INPUTS, sparse_matrix, structure
-from tvm_doping import structures
+from tvm_doping import build, gpu, linking, schedules, structures, targets
 from tvm_doping.kernels.cuda import lowering
 from tvm_doping.kernels.cuda.image import images
 from tvm_doping.kernels.cuda.lstm import prim_func
+from tvm_doping.kernels.cuda.nvcc import fatbin
 from tvm_doping.kernels.plan import Config, Grid, LstmPlan, Part, Product
 from tvm_doping.kernels.product import part_of
 
 # Three blocks of 5, 5 and 3 units; two warps a group of rows in the one, and four in the other.
 GRID = Grid(parts=3, threads=128, tile_from=4, shared=100_000, registers=128)
+
+
+# Few blocks: all threads of a launch are emulated at once.
+SMALL = replace(targets.TARGETS["cuda-sm90"], multiprocessors=3)
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +38,28 @@ def emulated() -> Iterator[Driver]:
     made = driver()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def with_gpu(emulated: Driver) -> Iterator[Driver]:
+    """A machine with the emulated GPU; images are those of nvcc where there is one."""
+    asked = gpu.compute_capability
+    asked.cache_clear()
+    emulated.order("backward")
+
+    def image(source: str, arch: str) -> bytes:
+        try:
+            return emulated.image(source, fatbin(source, arch))
+        except tvm_doping.DopingError:
+            return emulated.image(source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules.cuda, "_THREADS", 64)  # each is a fiber
+        patch.setattr(linking, "fatbin", image)
+        patch.setattr(build, "find_nvcc", lambda: "nvcc")
+        yield emulated
+    emulated.late("at once")
+    asked.cache_clear()
 
 
 def doped(family: str, density: float) -> tuple[Any, Any]:

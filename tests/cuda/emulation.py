@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tvm
@@ -66,6 +66,10 @@ class Driver:
     def order(self, name: str) -> None:
         """Let the threads of blocks run in that order."""
         self.library.emulator_order(ORDERS[name])
+
+    def late(self, how: Literal["at once", "late", "in turns"]) -> None:
+        """When streams do their work: at once, or when something waits for it, the others' then left, or done in turns with it."""
+        self.library.emulator_late({"at once": 0, "late": 1, "in turns": 2}[how])
 
     def log(self) -> list[str]:
         """The launches since the last call."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,11 @@ import torch
 from torch import nn
 
 import tvm_doping
+from tests.cuda.conftest import SMALL
 from tests.cuda.emulation import Driver
-from tvm_doping import build, gpu, linking, schedules, targets
+from tvm_doping import gpu
 from tvm_doping.build_c import compile_c
 from tvm_doping.bundle import Bundle
-from tvm_doping.kernels.cuda.nvcc import fatbin
-
-# Few blocks: all threads of a launch are emulated at once.
-SMALL = replace(targets.TARGETS["cuda-sm90"], multiprocessors=3)
 
 
 class Tagger(nn.Module):
@@ -43,26 +38,6 @@ def model() -> nn.Module:
         for parameter in tagger.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return tagger.eval()
-
-
-@pytest.fixture
-def with_gpu(emulated: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    """A machine with the emulated GPU; images are those of nvcc where there is one."""
-    asked = gpu.compute_capability
-    asked.cache_clear()
-    emulated.order("backward")
-    monkeypatch.setattr(schedules.cuda, "_THREADS", 64)  # each is a fiber
-
-    def image(source: str, arch: str) -> bytes:
-        try:
-            return emulated.image(source, fatbin(source, arch))
-        except tvm_doping.DopingError:
-            return emulated.image(source)
-
-    monkeypatch.setattr(linking, "fatbin", image)
-    monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
-    yield emulated
-    asked.cache_clear()
 
 
 @pytest.fixture

@@ -1,12 +1,17 @@
-// The part of CUDA's driver and runtime that TVM's runtime calls, with emulated kernels: memory is the host's, streams run at once.
+// The part of CUDA's driver and runtime that TVM's runtime and sessions call, with emulated kernels: memory is the host's. Streams
+// run at once, or as late as they may (emulator_late): when something waits for them, so that an order left out shows; 2: others then
+// take turns with the one that is waited for, so that memory that two of them use shows.
 // A module is found by its image, which `emulator_register` has tied to a library of kernels compiled for the host.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,6 +26,13 @@ struct Kernel {
 struct Stream {
   bool capturing = false;
   std::vector<std::function<int()>> recorded;
+  std::deque<std::function<int()>> waiting;
+  long submitted = 0, done = 0;  // calls
+  bool busy = false;             // waits for another
+};
+struct Event {
+  void* stream = nullptr;
+  long after = 0;  // calls of the stream
 };
 struct Graph {
   std::vector<std::function<int()>> calls;
@@ -43,26 +55,68 @@ static std::map<void*, std::pair<void*, size_t>> allocations;
 static std::string last_error = "no error";
 static std::vector<std::string> log_lines;
 static Stream default_stream;
+static std::set<Stream*> streams;
+static std::set<void*> pinned;
+static std::recursive_mutex mutex;
+static int late = 0;
+static int late_error = 0;
 static unsigned order = 0;
 static int multiprocessors = 132;
 static const size_t SHARED = 232448;  // of a block, sm_90
 static const int COOPERATIVE = 2;     // CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 
-static Stream& stream_of(void* handle) { return handle ? *(Stream*)handle : default_stream; }
+static Stream& stream_of(void* handle) { return (size_t)handle > 2 ? *(Stream*)handle : default_stream; }
 static int fail(int code, const std::string& text) {
   last_error = text;
   return code;
 }
 static int submit(void* handle, std::function<int()> call) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
   Stream& stream = stream_of(handle);
-  if (!stream.capturing) return call();
-  stream.recorded.push_back(call);
-  return 0;
+  if (stream.capturing) return stream.recorded.push_back(call), 0;
+  ++stream.submitted;
+  if (late) return stream.waiting.push_back(call), 0;
+  ++stream.done;
+  return call();
+}
+static void take(Stream& stream) {
+  auto call = stream.waiting.front();
+  stream.waiting.pop_front();
+  ++stream.done;
+  stream.busy = true;
+  if (int error = call()) late_error = error;
+  stream.busy = false;
+}
+static int drain(Stream& stream, long until) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  while (stream.done < until && !stream.waiting.empty()) {
+    take(stream);
+    if (late != 2) continue;
+    for (auto other : std::vector<Stream*>(streams.begin(), streams.end()))
+      if (other != &stream && !other->busy && !other->waiting.empty()) take(*other);
+  }
+  int error = late_error;
+  late_error = 0;
+  return error;
+}
+static bool live(void* handle) { return (size_t)handle <= 2 || streams.count((Stream*)handle); }
+static bool on_gpu(const void* at) {
+  auto next = allocations.upper_bound((void*)at);
+  if (next == allocations.begin()) return false;
+  --next;
+  return (char*)at < (char*)next->second.first + next->second.second;
+}
+static int drain_all() {
+  int error = drain(default_stream, default_stream.submitted);
+  for (auto stream : streams)
+    if (int its = drain(*stream, stream->submitted)) error = its;
+  return error;
 }
 
 extern "C" {
 void emulator_register(const char* image, size_t size, const char* library) { images[std::string(image, size)] = library; }
 void emulator_order(unsigned value) { order = value; }
+void emulator_late(int value) { drain_all(), late = value; }
 void emulator_multiprocessors(int count) { multiprocessors = count; }
 size_t emulator_log(char* out, size_t room) {
   std::string all;
@@ -143,33 +197,69 @@ int cudaMalloc(void** out, size_t size) {
   mprotect(base + whole - page, page, PROT_NONE);
   *out = base + whole - page - room;
   std::memset(*out, 0xff, room);
+  std::lock_guard<std::recursive_mutex> lock(mutex);
   allocations[*out] = {base, whole};
   return 0;
 }
 int cudaFree(void* at) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  drain_all();
   auto found = allocations.find(at);
   if (found == allocations.end()) return at ? fail(1, "memory that was not allocated") : 0;
   munmap(found->second.first, found->second.second);
   allocations.erase(found);
   return 0;
 }
-int cudaMallocHost(void** out, size_t size) { return *out = std::aligned_alloc(64, (size + 63) / 64 * 64), 0; }
-int cudaFreeHost(void* at) { return std::free(at), 0; }
+int cudaMallocHost(void** out, size_t size) {
+  *out = std::aligned_alloc(64, (size + 63) / 64 * 64);
+  return pinned.insert(*out), 0;
+}
+int cudaFreeHost(void* at) {
+  drain_all(), pinned.erase(at);
+  return std::free(at), 0;
+}
+// Memory of the host that is not pinned is copied at once into a place of the driver's, or waited for.
 int cudaMemcpyAsync(void* to, const void* from, size_t size, int, void* stream) {
-  return submit(stream, [=]() { return std::memmove(to, from, size), 0; });
+  bool host = !on_gpu(from) && !pinned.count((void*)from);
+  if (host && !stream_of(stream).capturing) {
+    std::string staged((const char*)from, size);
+    return submit(stream, [=]() { return std::memmove(to, staged.data(), size), 0; });
+  }
+  int error = submit(stream, [=]() { return std::memmove(to, from, size), 0; });
+  if (!on_gpu(to) && !pinned.count(to) && !stream_of(stream).capturing) return drain(stream_of(stream), stream_of(stream).submitted);
+  return error;
 }
 int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void* stream) {
   return cudaMemcpyAsync(to, from, size, 0, stream);
 }
-int cudaStreamCreate(void** stream) { return *stream = new Stream, 0; }
-int cudaStreamCreateWithFlags(void** stream, unsigned) { return *stream = new Stream, 0; }
-int cudaStreamDestroy(void* stream) { return delete (Stream*)stream, 0; }
-int cudaStreamSynchronize(void*) { return 0; }
-int cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
-int cudaEventCreate(void** event) { return *event = new int, 0; }
-int cudaEventDestroy(void* event) { return delete (int*)event, 0; }
-int cudaEventRecord(void*, void*) { return 0; }
-int cudaEventSynchronize(void*) { return 0; }
+int cudaMemsetAsync(void* to, int byte, size_t size, void* stream) {
+  return submit(stream, [=]() { return std::memset(to, byte, size), 0; });
+}
+int cudaStreamCreate(void** stream) {
+  auto made = new Stream;
+  streams.insert(made);
+  return *stream = made, 0;
+}
+int cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
+int cudaStreamDestroy(void* stream) {
+  int error = drain(stream_of(stream), stream_of(stream).submitted);
+  streams.erase((Stream*)stream);
+  return delete (Stream*)stream, error;
+}
+int cudaStreamSynchronize(void* stream) { return drain(stream_of(stream), stream_of(stream).submitted); }
+int cudaEventCreate(void** event) { return *event = new Event, 0; }
+int cudaEventCreateWithFlags(void** event, unsigned) { return cudaEventCreate(event); }
+int cudaEventDestroy(void* event) { return delete (Event*)event, 0; }
+int cudaEventRecord(void* event, void* stream) {
+  if (!live(stream)) return fail(400, "a stream that was destroyed");
+  return *(Event*)event = {stream, stream_of(stream).submitted}, 0;
+}
+static int reach(Event event) { return live(event.stream) ? drain(stream_of(event.stream), event.after) : 0; }
+int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
+  auto then = *(Event*)event;
+  return submit(stream, [=]() { return reach(then); });
+}
+int cudaEventSynchronize(void* event) { return reach(*(Event*)event); }
 int cudaEventElapsedTime(float* ms, void*, void*) { return *ms = 1, 0; }
 int cudaStreamBeginCapture(void* stream, int) {
   if (!stream) return fail(900, "the default stream cannot be captured");
@@ -184,11 +274,13 @@ int cudaStreamEndCapture(void* stream, void** graph) {
   return 0;
 }
 int cudaGraphInstantiate(void** exec, void* graph, unsigned long long) { return *exec = new Graph(*(Graph*)graph), 0; }
-int cudaGraphLaunch(void* exec, void*) {
+int cudaGraphLaunch(void* exec, void* stream) {
   log_lines.push_back("graph");
-  for (auto& call : ((Graph*)exec)->calls)
-    if (int error = call()) return error;
-  return 0;
+  return submit(stream, [=]() {
+    for (auto& call : ((Graph*)exec)->calls)
+      if (int error = call()) return error;
+    return 0;
+  });
 }
 int cudaGraphDestroy(void* graph) { return delete (Graph*)graph, 0; }
 int cudaGraphExecDestroy(void* exec) { return delete (Graph*)exec, 0; }
