@@ -42,6 +42,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "bundle",
         "bundle_files",
+        "cuda",
         "document",
         "elf",
         "fitting",
@@ -96,6 +97,7 @@ ONLY: dict[str, set[str]] = {
     "precisions": set(),
     "bundle": {"numpy"},
     "bundle_files": {"numpy", "safetensors", "pydantic"},
+    "cuda": {"numpy"},
     "document": {"numpy", "pydantic"},
     "elf": set(),
     "fitting": set(),

@@ -23,12 +23,16 @@ struct Kernel {
   Run run;
   Bind bind;
 };
+struct Call {
+  std::function<int()> run;
+  std::function<bool()> ready = [] { return true; };  // whether it would wait for no other stream
+};
 struct Stream {
   bool capturing = false;
   std::vector<std::function<int()>> recorded;
-  std::deque<std::function<int()>> waiting;
+  std::deque<Call> waiting;
   long submitted = 0, done = 0;  // calls
-  bool busy = false;             // waits for another
+  bool busy = false;             // in the middle of one
 };
 struct Event {
   void* stream = nullptr;
@@ -75,17 +79,17 @@ static int submit(void* handle, std::function<int()> call) {
   Stream& stream = stream_of(handle);
   if (stream.capturing) return stream.recorded.push_back(call), 0;
   ++stream.submitted;
-  if (late) return stream.waiting.push_back(call), 0;
+  if (late) return stream.waiting.push_back({call}), 0;
   ++stream.done;
   return call();
 }
 static void take(Stream& stream) {
   auto call = stream.waiting.front();
   stream.waiting.pop_front();
-  ++stream.done;
   stream.busy = true;
-  if (int error = call()) late_error = error;
+  if (int error = call.run()) late_error = error;
   stream.busy = false;
+  ++stream.done;
 }
 static int drain(Stream& stream, long until) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
@@ -93,7 +97,7 @@ static int drain(Stream& stream, long until) {
     take(stream);
     if (late != 2) continue;
     for (auto other : std::vector<Stream*>(streams.begin(), streams.end()))
-      if (other != &stream && !other->busy && !other->waiting.empty()) take(*other);
+      if (!other->busy && other != &stream && !other->waiting.empty() && other->waiting.front().ready()) take(*other);
   }
   int error = late_error;
   late_error = 0;
@@ -256,8 +260,12 @@ int cudaEventRecord(void* event, void* stream) {
 }
 static int reach(Event event) { return live(event.stream) ? drain(stream_of(event.stream), event.after) : 0; }
 int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
   auto then = *(Event*)event;
-  return submit(stream, [=]() { return reach(then); });
+  int error = submit(stream, [=]() { return reach(then); });
+  if (late && !stream_of(stream).waiting.empty())
+    stream_of(stream).waiting.back().ready = [=]() { return !live(then.stream) || stream_of(then.stream).done >= then.after; };
+  return error;
 }
 int cudaEventSynchronize(void* event) { return reach(*(Event*)event); }
 int cudaEventElapsedTime(float* ms, void*, void*) { return *ms = 1, 0; }
