@@ -108,12 +108,12 @@ def built(function: Any, arch: str = "sm_90") -> Any:
     return tvm.tirx.build(tvm.IRModule({"f": function}), target, pipeline=lowering.CUDA_PIPELINE)
 
 
-def loaded(function: Any, emulated: Driver) -> Any:
+def loaded(function: Any, emulated: Driver, name: str = "f") -> Any:
     """The function of the exported and loaded library."""
     with tempfile.TemporaryDirectory() as folder, images(emulated.image) as pack:
         path = str(Path(folder) / "lib.so")
         built(function).export_library(path, fpack_imports=pack)
-        return tvm.runtime.load_module(path)["f"]
+        return tvm.runtime.load_module(path)[name]
 
 
 def compiled(plan: LstmPlan, arrays: dict[str, np.ndarray], emulated: Driver) -> Any:

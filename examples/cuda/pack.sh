@@ -1,0 +1,20 @@
+#!/bin/sh
+# pack.sh KIT [--quick] [--target cuda-sm90]: what a machine with a GPU, Python 3.12 and PyTorch needs to measure, in files of 50 MB
+# at most. Needs nvcc, and the network for the wheels.
+set -eu
+kit=$1
+shift
+here=$(cd "$(dirname "$0")" && pwd)
+python=${PYTHON:-python3}
+mkdir -p "$kit/wheels"
+"$python" -m pip wheel --quiet --no-deps --wheel-dir "$kit/wheels" "$here/../.."
+"$python" -m pip download --quiet --no-deps --only-binary :all: --python-version 3.12 --implementation cp \
+  --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
+  --dest "$kit/wheels" apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1 nvidia-cuda-runtime==13.0.96 \
+  "numpy>=2,<3" safetensors pydantic==2.12.5 pydantic-core==2.41.5 annotated-types typing-extensions typing-inspection
+"$python" -m tvm_doping.bench.cuda prepare "$kit" "$@"
+find "$kit" -type f -size +50M ! -name '*.part-*' | while read -r whole; do
+  split -b 50M "$whole" "$whole.part-"
+  rm "$whole"
+done
+cp "$here/measure.sh" "$kit/measure.sh"
