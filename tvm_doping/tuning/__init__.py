@@ -19,6 +19,7 @@ from typing import Any
 from tvm_doping import __version__
 from tvm_doping._threads import cores as usable_cores
 from tvm_doping.errors import InvalidInput, TargetError
+from tvm_doping.gpu import PREFIX, lacking
 from tvm_doping.passes import Context
 from tvm_doping.passes.recall import STEPS
 from tvm_doping.records import Device, Record, own_folder, save
@@ -176,6 +177,13 @@ def _check(
             raise InvalidInput(name, "more than 0", str(value), "Leave it out for the default.")
     if strategy not in STRATEGIES:
         raise InvalidInput("strategy", f"one of {', '.join(STRATEGIES)}", repr(strategy), "Choose one.")
+    if machine.gpu:
+        raise TargetError(
+            f"tuning for {machine.name}",
+            "a CPU: candidates are searched and timed there alone",
+            lacking(f"{PREFIX}{machine.gpu}") or "a GPU",
+            "Compile without it: the schedules of GPUs choose by rules. `python -m tvm_doping.bench.cuda` measures what they chose.",
+        )
     if tracker is None:
         missing = missing_features(machine.features)
         if missing:
