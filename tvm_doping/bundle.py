@@ -235,7 +235,7 @@ class Bundle:
         verify: bool = False,
     ) -> Session:
         """A new stream over this bundle, as `load` makes it; sessions of one bundle share its weights."""
-        from tvm_doping.runtime import open_session
+        from tvm_doping.opening import open_session
 
         return open_session(self, batch=batch, threads=threads, pin=pin, graph=graph, verify=verify)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_doping._runtime import new_machine, open_library
 from tvm_doping.bundle import LIBRARY, Bundle
-from tvm_doping.errors import BundleError
+from tvm_doping.errors import BundleError, InvalidInput
+
+if TYPE_CHECKING:
+    from tvm_doping.runtime import Session
 
 
 def open_code(bundle: Bundle) -> Any:
@@ -32,6 +35,21 @@ def main_of(library: Any, bundle: Bundle, gpu: bool = False) -> Any:
         return new_machine(library, gpu)["main"]
     except (RuntimeError, ValueError, AttributeError) as error:
         raise _unloadable(bundle, error) from error
+
+
+def open_session(bundle: Bundle, *, graph: bool | None = None, **options: Any) -> Session:
+    """A stream over a bundle, on the GPU where its code is for one."""
+    from tvm_doping.runtime import Session
+
+    if bundle.manifest.target.name.startswith("cuda-"):
+        from tvm_doping.cuda.session import CudaSession
+
+        return CudaSession(bundle, graph=graph is not False, **options)
+    if graph is not None:
+        raise InvalidInput(
+            "graph", "a bundle for a GPU", f"one for {bundle.manifest.target.name}", "Leave it out."
+        )
+    return Session(bundle, **options)
 
 
 def _unloadable(bundle: Bundle, error: Exception) -> BundleError:

@@ -6,7 +6,7 @@ Needs NumPy and TVM's runtime library; imports neither torch nor TVM's compiler.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,9 @@ from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BundleError, InvalidInput, SessionError
 from tvm_doping.fitting import check_machine
 from tvm_doping.golden import golden_error, golden_values
-from tvm_doping.opening import main_of, open_code
+from tvm_doping.opening import main_of, open_code, open_session
 from tvm_doping.replay import Replay, record
-from tvm_doping.signature import bind, check_range, first_step, mismatch, timeless
+from tvm_doping.signature import bind, check_range, first_step, in_order, mismatch, timeless
 from tvm_doping.stream import Stream
 
 if TYPE_CHECKING:
@@ -61,19 +61,6 @@ def load(
     """
     bundle = Bundle.load(path, target=target)
     return open_session(bundle, batch=batch, threads=threads, pin=pin, graph=graph, verify=verify)
-
-
-def open_session(bundle: Bundle, *, graph: bool | None = None, **options: Any) -> Session:
-    """A stream over a bundle, on the GPU where its code is for one."""
-    if bundle.manifest.target.name.startswith("cuda-"):
-        from tvm_doping.cuda.session import CudaSession
-
-        return CudaSession(bundle, graph=graph is not False, **options)
-    if graph is not None:
-        raise InvalidInput(
-            "graph", "a bundle for a GPU", f"one for {bundle.manifest.target.name}", "Leave it out."
-        )
-    return Session(bundle, **options)
 
 
 class Session:
@@ -141,7 +128,12 @@ class Session:
         """Whether close() was called."""
         return self._main is None
 
-    def step(self, *inputs: np.ndarray) -> Arrays:
+    @property
+    def graph(self) -> str:
+        """On a GPU, whether steps are replayed as a CUDA graph: "captured", or why not; "" on a CPU."""
+        return ""
+
+    def step(self, *inputs: Any) -> Arrays:
         """One time step: inputs and outputs without their time axis. Raises SessionError for a wrong shape or
         dtype.
         """
@@ -166,7 +158,7 @@ class Session:
             outputs = self._advance(stream) if stream.replay is None else self._again(stream.replay)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def run(self, *inputs: np.ndarray) -> Arrays:
+    def run(self, *inputs: Any) -> Arrays:
         """T time steps at once: inputs and outputs with their time axis. Raises SessionError for a wrong
         shape or dtype.
         """
@@ -204,32 +196,11 @@ class Session:
             return dict(zip(names, self._stream.read_state(), strict=True))
 
     @state.setter
-    def state(self, values: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> None:
+    def state(self, values: Mapping[str, Any] | Sequence[Any]) -> None:
         with self._lock:
             self._refuse_closed()
             specs = self._manifest.state
-            if isinstance(values, Mapping):
-                if set(values) != {spec.name for spec in specs}:
-                    raise SessionError(
-                        "state",
-                        ", ".join(s.name for s in specs) or "nothing",
-                        ", ".join(values),
-                        "Set all of it at once.",
-                    )
-                arrays = [values[spec.name] for spec in specs]
-            elif isinstance(values, Iterable):
-                arrays = list(values)
-            else:
-                raise SessionError(
-                    "state",
-                    "arrays, by name or in order",
-                    type(values).__name__,
-                    "To start anew, call reset().",
-                )
-            if len(arrays) != len(specs):
-                raise SessionError(
-                    "state", f"{len(specs)} arrays", str(len(arrays)), "Set all of it at once."
-                )
+            arrays = in_order(specs, values)
             symbols = self._bound(specs, arrays)
             if specs:
                 self._fitting(symbols).write_state(arrays)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,30 @@ def check_range(spec: TensorSpec, array: np.ndarray) -> None:
             f"{array.min()}..{array.max()}",
             "Map unknown tokens to the unknown token's index.",
         )
+
+
+def in_order(specs: Sequence[TensorSpec], values: Any) -> list[Any]:
+    """A state that is given by name or in order, in order. Raises SessionError unless it is all of it."""
+    if isinstance(values, Mapping):
+        if set(values) != {spec.name for spec in specs}:
+            raise SessionError(
+                "state",
+                ", ".join(spec.name for spec in specs) or "nothing",
+                ", ".join(values),
+                "Set all of it at once.",
+            )
+        return [values[spec.name] for spec in specs]
+    if not isinstance(values, Iterable):
+        raise SessionError(
+            "state",
+            "arrays, by name or in order",
+            type(values).__name__,
+            "To start anew, call reset().",
+        )
+    arrays = list(values)
+    if len(arrays) != len(specs):
+        raise SessionError("state", f"{len(specs)} arrays", str(len(arrays)), "Set all of it at once.")
+    return arrays
 
 
 def sizes(spec: TensorSpec, symbols: Mapping[str, int]) -> tuple[int, ...]:

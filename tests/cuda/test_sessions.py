@@ -21,11 +21,11 @@ from torch import nn
 import tvm_doping
 from tests.cuda.conftest import SMALL
 from tests.cuda.emulation import Driver, to_gpu
-from tvm_doping import runtime
 from tvm_doping.bundle import Bundle
 from tvm_doping.cuda.arrays import Blocks
 from tvm_doping.cuda.library import Cuda, CudaError, cuda
 from tvm_doping.errors import InvalidInput, SessionError
+from tvm_doping.opening import open_session
 
 INPUTS, HIDDEN = 6, 7
 MANY = 9  # streams that go side by side: such a step has a workspace
@@ -103,7 +103,7 @@ class On:
 def raw(y: Any) -> np.ndarray:
     """What lies in its memory now, whoever is to write there."""
     address = y._tensor.data_ptr()
-    return np.frombuffer((ctypes.c_char * (4 * int(np.prod(y.shape)))).from_address(address), "float32")
+    return np.ctypeslib.as_array((ctypes.c_float * int(np.prod(y.shape))).from_address(address))
 
 
 @contextmanager
@@ -162,7 +162,12 @@ def test_an_array_on_the_gpu_is_read_where_it_is(bundle: Bundle, late: Driver, m
     session.run(x)
     copies: list[int] = []
     copy = Cuda.copy
-    monkeypatch.setattr(Cuda, "copy", lambda self, *a: (copies.append(a[2]), copy(self, *a))[1])
+
+    def noted(self: Cuda, to: int, source: int, size: int, stream: int) -> None:
+        copies.append(size)
+        copy(self, to, source, size, stream)
+
+    monkeypatch.setattr(Cuda, "copy", noted)
     y = session.run(x)
     assert copies == [4 * HIDDEN] * 2, "of the state alone"
     assert session.run(x)._tensor.data_ptr() != y._tensor.data_ptr()
@@ -302,7 +307,7 @@ def test_a_graph_is_for_a_gpu(bundle: Bundle) -> None:
     target = bundle.manifest.target.model_copy(update={"name": "x86-64-v2", "features": ()})
     cpu = replace(bundle, manifest=bundle.manifest.model_copy(update={"target": target}))
     with pytest.raises(InvalidInput, match="a bundle for a GPU"):
-        runtime.open_session(cpu, graph=True)
+        open_session(cpu, graph=True)
 
 
 def test_a_closed_session_is_told(bundle: Bundle, with_gpu: Driver) -> None:

@@ -182,7 +182,7 @@ def _check(
             f"tuning for {machine.name}",
             "a CPU: candidates are searched and timed there alone",
             lacking(f"{PREFIX}{machine.gpu}") or "a GPU",
-            "Compile without it: the schedules of GPUs choose by rules. `python -m tvm_doping.bench.cuda` measures what they chose.",
+            "Compile without: GPUs' schedules choose by rules, and `python -m tvm_doping.bench.cuda` measures what they chose.",
         )
     if tracker is None:
         missing = missing_features(machine.features)

@@ -68,12 +68,15 @@ def test_events_time_each_call_alone_and_in_turns() -> None:
     gpu = Gpu()
     clock = Clock(gpu)
     order: list[str] = []
-    fast, slow = gpu.call(0.02), gpu.call(3.0)
-    calls = {
-        "fast": lambda: (order.append("fast"), fast())[1],
-        "slow": lambda: (order.append("slow"), slow())[1],
-    }
-    times = interleave(calls, clock, seconds=0)
+
+    def noted(name: str, ms: float) -> Callable[[], None]:
+        def call() -> None:
+            order.append(name)
+            gpu.now += ms
+
+        return call
+
+    times = interleave({"fast": noted("fast", 0.02), "slow": noted("slow", 3.0)}, clock, seconds=0)
     assert times["fast"]["us"]["median"] == pytest.approx(20)
     assert times["slow"]["us"]["median"] == pytest.approx(3000)
     assert times["slow"]["us"]["samples"] == 7

@@ -23,8 +23,7 @@ def prepare(
     from tvm_doping.build import compile
     from tvm_doping.targets import resolve
 
-    for folder in ("bundles", "layers"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / "layers").mkdir(parents=True, exist_ok=True)
     machine = resolve(target)
     barrier.build(out / BARRIER, machine)
     for model in models:

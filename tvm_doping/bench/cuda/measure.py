@@ -40,7 +40,8 @@ def measure(
 
     cell: what measures one, else `measure_cell`.
     """
-    run, begin, longest, done = cell or measure_cell, clock(), 0.0, []
+    run, begin, longest = cell or measure_cell, clock(), 0.0
+    done: list[Path] = []
     todo = [each for each in cells if not (out / each.file).is_file()]
     echo(f"{len(cells)} cells, {len(cells) - len(todo)} of them measured before")
     for each in todo:
@@ -89,12 +90,13 @@ def measure_cell(kit: Path, cell: Cell, seconds: float) -> dict[str, Any]:
                 "A kernel is wrong: report it with the results so far.",
             )
         session.reset()
+        compression = session.bundle.manifest.compression
         calls[model.engine] = engines.doped(session, x)
         found[model.engine] = {
             "error": error,
             "bytes": session.bundle.bytes,
             "graph": session.graph,
-            "compression": session.bundle.manifest.compression.model_dump(),
+            "compression": compression.model_dump() if compression else {},
         }
     with torch.inference_mode():
         for name, make in engines.BASELINES.items():

@@ -16,7 +16,7 @@ def save(path: Path, lstm: Any) -> None:
 
     arrays = {name: value.detach().numpy() for name, value in lstm.named_parameters() if "bias" in name}
     for _, module, name, weight in doped_weights(lstm):
-        doped = weight.structure(original(module, name))
+        doped: Any = weight.structure(original(module, name))
         S = doped.S.tocoo()
         arrays |= {f"{name}/B": doped.base.B, f"{name}/C": doped.base.C, f"{name}/values": S.data}
         arrays |= {f"{name}/rows": S.row.astype("int32"), f"{name}/columns": S.col.astype("int32")}
