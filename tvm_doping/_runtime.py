@@ -96,6 +96,7 @@ _load_runtime()
 Function = _ffi.Function
 from_dlpack = _ffi.from_dlpack
 as_numpy = np.from_dlpack
+_view = _ffi.get_global_func("runtime.TVMTensorCreateView")
 item = _ffi.get_global_func("ffi.ArrayGetItem")  # results[i], at a third of the price of Array.__getitem__
 
 

@@ -8,10 +8,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 mkdir -p "$kit/wheels"
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$kit/wheels" "$here/../.."
-"$python" -m pip download --quiet --no-deps --only-binary :all: --python-version 3.12 --implementation cp \
-  --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
-  --dest "$kit/wheels" apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1 nvidia-cuda-runtime==13.0.96 \
-  "numpy>=2,<3" safetensors pydantic==2.12.5 pydantic-core==2.41.5 annotated-types typing-extensions typing-inspection
+download() {
+  "$python" -m pip download --quiet --only-binary :all: --python-version 3.12 --implementation cp --dest "$kit/wheels" \
+    --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux2014_x86_64 \
+    --platform manylinux_2_17_x86_64 "$@"
+}
+download --no-deps apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1 nvidia-cuda-runtime==13.0.96
+download 'numpy>=2,<3' 'pydantic>=2.7,<3' safetensors typing-extensions
 "$python" -m tvm_doping.bench.cuda prepare "$kit" "$@"
 find "$kit" -type f -size +50M ! -name '*.part-*' | while read -r whole; do
   split -b 50M "$whole" "$whole.part-"

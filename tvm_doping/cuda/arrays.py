@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,16 @@ class Blocks:
     def __init__(self) -> None:
         self._free_or_not: dict[int, list[Any]] = {}
 
-    def take(self, shape: Sequence[int], dtype: Any) -> Any:
+    def take(self, shape: Sequence[int], dtype: str) -> Any:
         """A tensor whose contents are any; its memory is taken again when neither it nor an array of DLPack's holds it."""
-        size = max(ALIGNMENT, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        size = max(ALIGNMENT, prod(shape) * np.dtype(dtype).itemsize)
         room = 1 << (size - 1).bit_length()
         blocks = self._free_or_not.setdefault(room, [])
         block = next((block for block in blocks if _holders(block) == 1), None)
         if block is None:
             block = allocate((room,), "uint8", DEVICE)
             blocks.append(block)
-        return view(block, shape, np.dtype(dtype).name)
+        return view(block, shape, dtype)
 
 
 def _holders(tensor: Any) -> int:
@@ -122,7 +123,7 @@ def stand_in(array: Any) -> Any:
 
 def nbytes(tensor: Any) -> int:
     """The size of a tensor of TVM's."""
-    return int(np.prod(tensor.shape)) * np.dtype(str(tensor.dtype)).itemsize
+    return int(tensor.numel()) * int(tensor.dtype.itemsize)
 
 
 def put(library: Cuda, array: Any, tensor: Any, stream: int) -> None:

@@ -25,7 +25,8 @@ class StepGraph:
     """The graphs of a step with these buffers: of its kernels and the copies of the state, and of these with copies from and to the
     host around them.
 
-    outputs  where the kernels write; host_inputs, host_outputs: pinned arrays, for `launch_from_host`.
+    outputs  where the kernels write; shapes: theirs as a step returns them, set by the session;
+    host_inputs, host_outputs  pinned arrays, for `launch_from_host`.
 
     The kernels' workspace is that of the thread which captured them, TVM's rule: a thread of the graph's own, which waits until
     `close`, so that no other call gets that memory. Raises NotCaptured where a step is more than calls of kernels.
@@ -46,6 +47,7 @@ class StepGraph:
         self._order = order
         self._calls: Calls = []
         self.outputs: list[Any] = []
+        self.shapes: list[tuple[int, ...]] = []
         self.host_inputs: list[np.ndarray] = []
         self.host_outputs: list[np.ndarray] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tvm-doping-graph")

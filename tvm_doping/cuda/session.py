@@ -147,9 +147,9 @@ class CudaSession(Session):
         if len(given) != len(stream.slots):
             self._refuse_call(given)
         for slot, array in zip(stream.slots, given, strict=True):
-            like = stand_in(array)
-            if not isinstance(like, np.ndarray) or like.dtype != slot.dtype or like.shape != slot.shape:
-                raise _of_any_library(mismatch(slot.spec, slot.shape, like))
+            fits = isinstance(array, np.ndarray) or hasattr(array, "data_ptr")
+            if not fits or tuple(array.shape) != slot.shape or array.dtype != slot.spec.dtype:
+                raise _of_any_library(mismatch(slot.spec, slot.shape, stand_in(array)))
             if isinstance(array, np.ndarray):
                 check_range(slot.spec, array)
 
@@ -161,26 +161,29 @@ class CudaSession(Session):
             stream.graph = StepGraph(
                 self._cuda, self._library, tensors, stream.state, self._weights, self._count, self._order
             )
+            pairs = zip(self._manifest.outputs, stream.graph.outputs, strict=True)
+            stream.graph.shapes = [self._without_time(*pair) for pair in pairs]
         except Exception as error:
             stream.why_not = str(error).strip()[:400] or type(error).__name__
 
     def _replay(self, stream: Any, given: Sequence[Any], on: int) -> list[Any]:
         """One step by the graph."""
         graph = stream.graph
-        shapes = [
-            self._without_time(*pair) for pair in zip(self._manifest.outputs, graph.outputs, strict=True)
-        ]
         if not _all_numpy(given):
-            self._fill_slots(stream, given, on)
             with self._order.on(on):
+                self._fill_slots(stream, given, on)
                 graph.launch(on)
-            return self._handed_out(graph.outputs, shapes, on, to_host=False, copy=True)
+                made = [
+                    self._copy(each, on, shape)
+                    for each, shape in zip(graph.outputs, graph.shapes, strict=True)
+                ]
+            return [GpuArray(self._cuda, tensor, self._order) for tensor in made]
         for buffer, array in zip(graph.host_inputs, given, strict=True):
             buffer.reshape(array.shape)[...] = array
         with self._order.on(on):
             graph.launch_from_host(on)
         self._cuda.synchronize(on)
-        return [a.reshape(shape).copy() for a, shape in zip(graph.host_outputs, shapes, strict=True)]
+        return [a.reshape(shape).copy() for a, shape in zip(graph.host_outputs, graph.shapes, strict=True)]
 
     def _step_on_machine(self, stream: Any, given: Sequence[Any], on: int) -> list[Any]:
         """One step by the virtual machine."""

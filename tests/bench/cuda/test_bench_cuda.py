@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,6 @@ from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.cuda import barrier, engines, weights
 from tvm_doping.bench.cuda import kit as kits
 from tvm_doping.bench.cuda import measure as measuring
-from tvm_doping.bench.cuda.__main__ import main
 from tvm_doping.bench.cuda.cells import FULL, MODELS, QUICK, Cell, Model
 from tvm_doping.bench.cuda.measure import difference, fractions, measure
 from tvm_doping.bench.cuda.timing import Clock, interleave
@@ -162,9 +163,12 @@ def test_the_gemv_floor_multiplies_by_all_gates_of_each_layer_at_each_step(
 ) -> None:
     seen: list[tuple[Any, Any]] = []
     mm = torch.mm
-    monkeypatch.setattr(
-        torch, "mm", lambda a, b, out: (seen.append((a.shape, b.shape)), mm(a, b, out=out))[1]
-    )
+
+    def noted(a: Any, b: Any, out: Any) -> Any:
+        seen.append((a.shape, b.shape))
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", noted)
     monkeypatch.setattr(engines, "_graph", lambda torch, call: call)
     engines.gemv_floor(torch, torch.nn.LSTM(6, 6, 2).requires_grad_(False), torch.zeros(3, 2, 6))()
     assert seen == [((2, 12), (12, 24))] * 6
@@ -235,7 +239,14 @@ def test_a_cell_from_its_kit_to_its_results(kit: Path, monkeypatch: pytest.Monke
         measuring.measure_cell(kit, Cell(H=48, batch=2, T=steps), 0.0)
 
 
-def test_no_gpu_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["measure", str(tmp_path), "--out", str(tmp_path / "out"), "--quick"]) == 2
-    assert "a GPU that PyTorch finds" in capsys.readouterr().err
+def test_no_gpu_is_told_and_measuring_needs_little(tmp_path: Path) -> None:
+    """On the machine that measures there are NumPy, pydantic, safetensors, PyTorch and TVM's runtime."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['tvm', 'scipy', 'typer', 'rich', 'yaml', 'accelerate']))\n"
+        "import tvm_doping.cuda.session\n"
+        "from tvm_doping.bench.cuda.__main__ import main\n"
+        f"sys.exit(main(['measure', {str(tmp_path)!r}, '--out', {str(tmp_path / 'out')!r}, '--quick']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "a GPU that PyTorch finds" in done.stderr
     assert not (tmp_path / "out").exists()
