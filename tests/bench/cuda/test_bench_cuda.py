@@ -20,11 +20,10 @@ from tvm_doping.bench.cuda import barrier, engines, weights
 from tvm_doping.bench.cuda import kit as kits
 from tvm_doping.bench.cuda import measure as measuring
 from tvm_doping.bench.cuda.cells import FULL, MODELS, QUICK, Cell, Model
-from tvm_doping.bench.cuda.measure import difference, fractions, measure
+from tvm_doping.bench.cuda.measure import WrongResult, difference, fractions, measure
 from tvm_doping.bench.cuda.timing import Clock, interleave
 from tvm_doping.bench.subject import subject_of
 from tvm_doping.bench.variants import doped
-from tvm_doping.errors import BenchError
 
 
 class Gpu:
@@ -115,6 +114,17 @@ def test_what_is_measured_stays_and_no_cell_is_begun_too_late(tmp_path: Path) ->
     assert "9 cells are left" in said[-1]
     assert [path.name for path in go()] == [each.file for each in QUICK[3:6]]
     assert ran == list(QUICK[:6]), "none twice"
+
+
+def test_a_wrong_kernel_leaves_the_other_cells_measured(tmp_path: Path) -> None:
+    def cell(kit: Path, each: Cell, seconds: float) -> dict[str, Any]:
+        if each is QUICK[1]:
+            raise WrongResult("20x", "PyTorch's results", "1.0 off", "Report it.")
+        return {"engines": {}}
+
+    with pytest.raises(WrongResult, match=r"1\.0 off"):
+        measure(tmp_path, tmp_path, QUICK[:3], minutes=1, seconds=1, echo=lambda text: None, cell=cell)
+    assert {path.name for path in tmp_path.iterdir()} == {QUICK[0].file, QUICK[2].file}
 
 
 def test_fractions_of_the_floors() -> None:
@@ -235,7 +245,7 @@ def test_a_cell_from_its_kit_to_its_results(kit: Path, monkeypatch: pytest.Monke
     lstm = engines.lstm_of(torch, weights.load(kit / "layers" / "H48-20x.npz"), 48)
     lstm.weight_hh_l0 += 0.1
     monkeypatch.setattr(engines, "lstm_of", lambda *_: lstm)
-    with pytest.raises(BenchError, match="A kernel is wrong"):
+    with pytest.raises(WrongResult, match="A kernel is wrong"):
         measuring.measure_cell(kit, Cell(H=48, batch=2, T=steps), 0.0)
 
 

@@ -24,6 +24,10 @@ _STEPS = 1000  # barriers in a row that are timed
 _MIB = 2**20
 
 
+class WrongResult(BenchError):
+    """A compiled model whose results are not PyTorch's."""
+
+
 def measure(
     kit: Path,
     out: Path,
@@ -38,27 +42,37 @@ def measure(
     """Measure the cells that `out` lacks until `minutes` have gone by; returns the files of those that were. A cell is not begun
     when less time is left than the longest before it took.
 
-    cell: what measures one, else `measure_cell`.
+    cell: what measures one, else `measure_cell`. Raises WrongResult, the first, when the other cells are measured.
     """
     run, begin, longest = cell or measure_cell, clock(), 0.0
     done: list[Path] = []
+    wrong: list[WrongResult] = []
     todo = [each for each in cells if not (out / each.file).is_file()]
     echo(f"{len(cells)} cells, {len(cells) - len(todo)} of them measured before")
     for each in todo:
         start = clock()
         if start - begin + longest > 60 * minutes:
-            echo(f"time is up; {len(todo) - len(done)} cells are left: give the same command again")
+            echo(
+                f"time is up; {len(todo) - len(done) - len(wrong)} cells are left: give the same command again"
+            )
             break
-        result = run(kit, each, seconds)
+        try:
+            result = run(kit, each, seconds)
+        except WrongResult as error:
+            echo(f"{each.file}: {error}")
+            wrong.append(error)
+            continue
         write_files(out, {each.file: json.dumps(result, indent=1)})
         longest = max(longest, clock() - start)
         done.append(out / each.file)
         echo(f"{each.file}: {clock() - start:.0f} s; {_said(result)}")
+    if wrong:
+        raise wrong[0]
     return done
 
 
 def measure_cell(kit: Path, cell: Cell, seconds: float) -> dict[str, Any]:
-    """All engines of a cell: their times, and how far the doped ones are from PyTorch. BenchError where that is too far."""
+    """All engines of a cell: their times, and how far the doped ones are from PyTorch. WrongResult where that is too far."""
     import torch
 
     from tvm_doping.runtime import load
@@ -83,7 +97,7 @@ def measure_cell(kit: Path, cell: Cell, seconds: float) -> dict[str, Any]:
         engines.tf32(torch, False)
         error = difference(torch, session, lstm, x)
         if model.precision == "exact" and not error <= TOLERANCE:
-            raise BenchError(
+            raise WrongResult(
                 f"{model.name}, N = {cell.batch}, T = {cell.T}",
                 f"PyTorch's results within {TOLERANCE:g}",
                 f"{error:.3g} off",
