@@ -2,20 +2,27 @@
 
 Arrays: panels (ceil(m / lanes), n, lanes): `lanes` consecutive rows side by side, so that one load serves one column of all
 of them and no horizontal sum is needed. Rows beyond m are zeros. In int8 a panel has a scale, in NAME.scales (panels,).
+
+For a dot product (plan.Product.dot) a panel has `rows` rows, and `each` columns of a row side by side: panels
+(ceil(m / rows), ceil(n / each), rows * each), a register a group of columns; columns beyond n are zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tvm_doping._tvm import T
-from tvm_doping.kernels.emit import LINES, Buffer, Product2, Registers, matmul, prefetch, splat, split, store
+from tvm_doping.kernels import dot_dense
+from tvm_doping.kernels.emit import LINES, Buffer, Product2, Registers, blocks, matmul, prefetch, splat, split, store
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.values import Rows, scaled, widen
+from tvm_doping.sparsity.dots import DOTS, Dot
+from tvm_doping.sparsity.dots import product as dot_product
 from tvm_doping.sparsity.values import ValueType, decode, encode
 
 # A product of one stream is bound by memory: four panels are four streams for the prefetcher, and with the two columns in
@@ -27,39 +34,74 @@ _COLUMNS = 160
 _AHEAD = 128
 
 
-def pack(structure: Any, config: Config, values: ValueType = "fp32") -> dict[str, np.ndarray]:
+def pack(
+    structure: Any, config: Config, values: ValueType = "fp32", dot: Dot | None = None
+) -> dict[str, np.ndarray]:
     """The panels of a dense, low-rank or hybrid structure, stored as `values`."""
     arrays: dict[str, np.ndarray] = {}
     for name, array in structure.arrays().items():
-        stored = panels(array, config.lanes)
+        stored = panels(array, dot.rows if dot else config.lanes, dot.each if dot else 1)
         encoded = encode(stored, np.arange(len(stored) + 1), values)
         arrays[name] = encoded.pop("values")
         arrays |= {f"{name}.{key}": extra for key, extra in encoded.items()}
     return arrays
 
 
-def panels(w: np.ndarray, lanes: int) -> np.ndarray:
-    """W (m, n) as panels (ceil(m / lanes), n, lanes)."""
+def panels(w: np.ndarray, lanes: int, each: int = 1) -> np.ndarray:
+    """W (m, n) as panels (ceil(m / lanes), ceil(n / each), lanes * each)."""
     m, n = w.shape
-    padded = np.zeros((-(-m // lanes) * lanes, n), "float32")
-    padded[:m] = w
-    return np.ascontiguousarray(padded.reshape(-1, lanes, n).transpose(0, 2, 1))
+    count, groups = -(-m // lanes), -(-n // each)
+    padded = np.zeros((count * lanes, groups * each), "float32")
+    padded[:m, :n] = w
+    apart = padded.reshape(count, lanes, groups, each).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(apart.reshape(count, groups, lanes * each))
 
 
-def to_dense(part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp32") -> np.ndarray:
+def to_dense(
+    part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp32", dot: Dot | None = None
+) -> np.ndarray:
     """The dense matrix that packed panels stand for."""
-    m, _ = part.shape
-
-    def rows(name: str, count: int) -> np.ndarray:
-        p = decode(arrays[name], np.arange(len(arrays[name]) + 1), values, arrays.get(name + ".scales"))
-        return p.transpose(0, 2, 1).reshape(-1, p.shape[1])[:count]
-
+    whole = _matrices(part, arrays, values, dot)
     if part.kind == "dense":
-        return rows("W", m)
+        return whole["W"]
+    low: np.ndarray = whole["U"] @ whole["V"]
+    return low if part.kind == "low_rank" else np.concatenate([whole["D"], low])
+
+
+def reference(
+    part: Part, arrays: dict[str, np.ndarray], values: ValueType, dot: Dot
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function z (..., n) -> y (..., m) of packed panels that a dot product multiplies: V z is rounded as z is."""
+    whole = _matrices(part, arrays, values, dot)
+    if part.kind == "dense":
+        return lambda z: dot_product(dot, whole["W"], z)
+
+    def low(z: np.ndarray) -> np.ndarray:
+        return dot_product(dot, whole["U"], dot_product(dot, whole["V"], z))
+
     if part.kind == "low_rank":
-        return rows("U", m) @ rows("V", part.dims[0])
-    k, rank = part.dims
-    return np.concatenate([rows("D", k), rows("U", m - k) @ rows("V", rank)])
+        return low
+    return lambda z: np.concatenate([dot_product(dot, whole["D"], z), low(z)], axis=-1)
+
+
+def _matrices(
+    part: Part, arrays: dict[str, np.ndarray], values: ValueType, dot: Dot | None
+) -> dict[str, np.ndarray]:
+    """The matrices that packed panels stand for, by name."""
+    m, n = part.shape
+    k, rank = part.dims if part.kind == "hybrid" else (0, sum(part.dims))
+    shapes = {"W": (m, n), "D": (k, n), "U": (m - k, rank), "V": (rank, n)}
+    each = dot.each if dot else 1
+
+    def matrix(name: str) -> np.ndarray:
+        stored = arrays[name]
+        p = decode(stored, np.arange(len(stored) + 1), values, arrays.get(name + ".scales"))
+        count, groups, size = p.shape
+        apart = p.reshape(count, groups, size // each, each).transpose(0, 2, 1, 3)
+        rows, columns = shapes[name]
+        return np.ascontiguousarray(apart.reshape(-1, groups * each)[:rows, :columns])
+
+    return {name: matrix(name) for name in shapes if name in arrays}
 
 
 def scratch(part: Part, config: Config, width: int) -> int:
@@ -87,6 +129,9 @@ def _product(scope: Scope, name: str, n: int, row: int) -> None:
     """y[row:] += W z[:n], W the panels of that name."""
     w, scales = scope.arrays[name], scope.arrays.get(name + ".scales")
     count, lanes = int(w.shape[0]), scope.lanes
+    if scope.dot:
+        dot_dense.emit(scope, w, scales, n, row)
+        return
     if scope.width > 1:
         with split(count, scope.shared) as g:
             stored = Rows(w, lanes, lanes, _COLUMNS)
@@ -114,14 +159,7 @@ def _product(scope: Scope, name: str, n: int, row: int) -> None:
             total = acc.total(range(p * unroll, (p + 1) * unroll))
             scope.accumulate(row + (first + p) * lanes, scaled(total, scales, first + p, lanes))
 
-    if count >= _PANELS:
-        with split(count // _PANELS, scope.shared) as block:
-            group(block * _PANELS, _PANELS)
-    if count % _PANELS and scope.shared:
-        with split(1, scope.shared):
-            group(count // _PANELS * _PANELS, count % _PANELS)
-    elif count % _PANELS:
-        group(count // _PANELS * _PANELS, count % _PANELS)
+    blocks(count, _PANELS, group, scope.shared)
 
 
 def _tile(

@@ -98,7 +98,7 @@ def add(buffer: Buffer, base: Expr, value: Expr, lanes: int) -> None:
 
 
 def splat(value: Expr, lanes: int) -> Expr:
-    """A vector whose lanes all hold the fp32 `value`."""
+    """A vector whose lanes all hold `value`, a number as fp32."""
     scalar = T.float32(value) if isinstance(value, (int, float)) else value
     return T.broadcast(scalar, lanes) if lanes > 1 else scalar
 
@@ -106,11 +106,11 @@ def splat(value: Expr, lanes: int) -> Expr:
 class Registers:
     """`count` vector accumulators. Each is a buffer of its own with constant indices, which LLVM keeps in a register."""
 
-    def __init__(self, count: int, lanes: int) -> None:
+    def __init__(self, count: int, lanes: int, kind: str = "float32") -> None:
         self.lanes = lanes
-        self.buffers = [T.alloc_buffer((lanes,), "float32") for _ in range(count)]
+        self.buffers = [T.alloc_buffer((lanes,), kind) for _ in range(count)]
         for buffer in self.buffers:
-            store(buffer, 0, splat(0.0, lanes), lanes)
+            store(buffer, 0, splat(tirx.const(0, kind), lanes), lanes)
 
     def __getitem__(self, i: int) -> Expr:
         return load(self.buffers[i], 0, self.lanes)
@@ -218,12 +218,13 @@ def matmul(product: Product2, config: Config, shared: bool = False) -> None:
                 product.out(i0 + i, j0 + j, acc[i * v + j])
 
     def across(i0: Expr, r: int) -> None:
-        _blocks(product.nv, width, lambda j0, v: tile(i0, r, j0, v))
+        blocks(product.nv, width, lambda j0, v: tile(i0, r, j0, v))
 
-    _blocks(product.m, rows, across, shared)
+    blocks(product.m, rows, across, shared)
 
 
-def _blocks(extent: int, size: int, body: Callable[[Expr, int], None], shared: bool = False) -> None:
+def blocks(extent: int, size: int, body: Callable[[Expr, int], None], shared: bool = False) -> None:
+    """body(first, count) for blocks of `size` out of `extent`, and for what is left."""
     whole = extent // size
     if whole == 1 and not shared:
         body(0, size)

@@ -18,10 +18,13 @@ from tvm_doping._tvm import T
 from tvm_doping.kernels.emit import Expr, Product2, add, load, matmul, split, store
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.sparsity.dots import Dot
 from tvm_doping.sparsity.values import ValueType
 
 
-def pack(structure: Any, config: Config, values: ValueType = "fp32") -> dict[str, np.ndarray]:
+def pack(
+    structure: Any, config: Config, values: ValueType = "fp32", dot: Dot | None = None
+) -> dict[str, np.ndarray]:
     """The factors as the kernel reads them: in fp32, they are small."""
     c = np.asarray(structure.C, "float32")
     ct = np.zeros((c.shape[1], _up(c.shape[0], config.lanes)), "float32")
@@ -29,7 +32,9 @@ def pack(structure: Any, config: Config, values: ValueType = "fp32") -> dict[str
     return {"B": np.ascontiguousarray(structure.B, "float32"), "Ct": ct}
 
 
-def to_dense(part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp32") -> np.ndarray:
+def to_dense(
+    part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp32", dot: Dot | None = None
+) -> np.ndarray:
     """The dense matrix that packed factors stand for."""
     return np.kron(arrays["B"], arrays["Ct"][:, : part.dims[2]].T)
 

@@ -14,6 +14,7 @@ from tvm_doping.sparsity.values import ValueType
 
 Order = Literal["left", "right"]
 Gather = Literal["", "lanes", "sve"]
+DotName = Literal["", "bfdot", "sdot", "smmla", "fmlal", "fmla"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ class Product:
     stripes ranges of S's columns that are stored, and multiplied, one after the other: the part of z that one needs stays in the
             fastest cache where a tile of all of it would not.
     values  how the values of S and of dense matrices (W, U, V, D) are stored; the factors of a Kronecker product stay fp32.
+    dot     the instruction (sparsity.dots) that multiplies dense matrices, and S in a format that it serves, with inputs rounded
+            to the type of the values; "": values are widened to fp32, and inputs stay as they are.
     alternatives  what else could have run, fastest first; nothing that the kernel depends on.
     """
 
@@ -114,6 +117,7 @@ class Product:
     params: dict[str, int] = field(default_factory=dict)
     stripes: int = 1
     values: ValueType = "fp32"
+    dot: DotName = ""
     alternatives: tuple[Alternative, ...] = ()
 
     @property

@@ -9,6 +9,7 @@ these instructions be tested on CPUs without AVX-512, where LLVM splits the vect
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -70,28 +71,30 @@ def bf16(*, portable: bool) -> AbstractContextManager[Any]:
     return nullcontext() if portable else T.attr(0, "pragma_import_llvm", _BF16)
 
 
-def round_bf16(vector: Expr, *, portable: bool) -> Expr:
-    """16 floats as words, rounded to nearest, ties to even. `vcvtneps2bf16`, which takes subnormal numbers for 0."""
+def round_bf16(vector: Expr, *, portable: bool, lanes: int = LANES) -> Expr:
+    """Floats as words, rounded to nearest, ties to even. `vcvtneps2bf16`, of 16, which takes subnormal numbers for 0."""
     if not portable:
         return tirx.call_pure_extern("int16x16", "doping_round_bf16", vector)
-    bits = T.bind(tirx.reinterpret("uint32x16", vector))
-    odd = (bits >> _u32(16)) & _u32(1)
-    rounded = tirx.Select(vector == vector, bits + _u32(0x7FFF) + odd, bits | _u32(0x400000))
-    return tirx.Cast("int16x16", rounded >> _u32(16))
+    bits = T.bind(tirx.reinterpret(f"uint32x{lanes}", vector))
+    u32 = _u32(lanes)
+    odd = (bits >> u32(16)) & u32(1)
+    rounded = tirx.Select(vector == vector, bits + u32(0x7FFF) + odd, bits | u32(0x400000))
+    return tirx.Cast(f"int16x{lanes}", rounded >> u32(16))
 
 
-def dot_bf16(sums: Expr, a: Expr, b: Expr, *, portable: bool) -> Expr:
-    """sums (16 floats) + a[2 l] b[2 l] + a[2 l + 1] b[2 l + 1] for each lane l, of 32 words a and b. `vdpbf16ps`."""
+def dot_bf16(sums: Expr, a: Expr, b: Expr, *, portable: bool, lanes: int = LANES) -> Expr:
+    """sums (floats) + a[2 l] b[2 l] + a[2 l + 1] b[2 l + 1] for each lane l, of twice as many words a and b. `vdpbf16ps`, of 16."""
     if not portable:
         return tirx.call_pure_extern("float32x16", "doping_dot_bf16", sums, a, b)
-    pairs = [T.bind(tirx.reinterpret("uint32x16", words)) for words in (a, b)]
-    odd = [tirx.reinterpret("float32x16", pair & _u32(0xFFFF0000)) for pair in pairs]
-    even = [tirx.reinterpret("float32x16", pair << _u32(16)) for pair in pairs]
+    u32 = _u32(lanes)
+    pairs = [T.bind(tirx.reinterpret(f"uint32x{lanes}", words)) for words in (a, b)]
+    odd = [tirx.reinterpret(f"float32x{lanes}", pair & u32(0xFFFF0000)) for pair in pairs]
+    even = [tirx.reinterpret(f"float32x{lanes}", pair << u32(16)) for pair in pairs]
     return sums + odd[0] * odd[1] + even[0] * even[1]
 
 
-def _u32(value: int) -> Expr:
-    return T.broadcast(tirx.const(value, "uint32"), LANES)
+def _u32(lanes: int) -> Callable[[int], Expr]:
+    return lambda value: T.broadcast(tirx.const(value, "uint32"), lanes)
 
 
 def _vector(scalars: list[Expr]) -> Expr:

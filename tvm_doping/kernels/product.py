@@ -15,6 +15,7 @@ from tvm_doping.kernels import dense, kronecker, sparse
 from tvm_doping.kernels.emit import LINES, Buffer, copy, load, splat, split, store
 from tvm_doping.kernels.plan import Config, Part, Product
 from tvm_doping.kernels.scope import Scope
+from tvm_doping.sparsity.dots import DOTS, round_inputs
 from tvm_doping.sparsity.values import round_bf16
 from tvm_doping.structures import Dense
 
@@ -28,7 +29,7 @@ def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> 
         # a dense part without S is the whole weight, whatever structure it has
         alone = product.part.kind == "dense" and product.sparse is None
         base = Dense(structure.to_dense()) if alone else base_of(structure)
-        arrays |= _ROOM[product.part.kind].pack(base, config, product.values)
+        arrays |= _ROOM[product.part.kind].pack(base, config, product.values, DOTS.get(product.dot))
     if product.sparse is not None:
         for at, stripe in enumerate(_striped(structure.S, product.stripes)):
             packed = sparsity.pack(product.sparse, stripe, values=product.values, **product.params)
@@ -38,6 +39,7 @@ def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> 
 
 def emit(product: Product, scope: Scope) -> None:
     """Emit y += (structured part) z + S z. The structured part comes first: it may write zeros beyond its rows."""
+    scope = replace(scope, dot=product.dot)
     if product.part.kind != "zero":
         _ROOM[product.part.kind].emit(product.part, scope)
     sparse.emit(product, scope)
@@ -79,12 +81,27 @@ def set_bias(bias: Buffer, rows: int, scope: Scope) -> None:
 
 def reference(product: Product, arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """The function z (..., columns) -> W z (..., rows) of packed arrays in NumPy, which rounds z where the kernel does."""
-    if product.sparse not in sparse.ROUNDING:
-        W = to_dense(product, arrays)
-        return lambda z: z @ W.T
-    zero = Part(kind="zero", shape=product.part.shape)
-    base, S = (to_dense(replace(product, **one), arrays) for one in ({"sparse": None}, {"part": zero}))
-    return lambda z: z @ base.T + round_bf16(z) @ S.T
+    dot, kind = DOTS.get(product.dot), product.part.kind
+    if dot is None and product.sparse not in sparse.ROUNDING:
+        return _linear(to_dense(product, arrays))
+    terms: list[Callable[[np.ndarray], np.ndarray]] = []
+    if dot is not None and kind in ("dense", "low_rank", "hybrid"):
+        terms.append(dense.reference(product.part, arrays, product.values, dot))
+    elif kind != "zero":
+        terms.append(_linear(to_dense(replace(product, sparse=None), arrays)))
+    if product.sparse is not None:
+        S = to_dense(replace(product, part=Part(kind="zero", shape=product.part.shape)), arrays)
+        if product.sparse in sparse.ROUNDING:
+            terms.append(lambda z: round_bf16(z) @ S.T)
+        elif dot is not None and product.sparse in dot.formats:
+            terms.append(lambda z: round_inputs(z, dot.values) @ S.T)
+        else:
+            terms.append(_linear(S))
+    return lambda z: sum((term(z) for term in terms), np.zeros((), "float32"))
+
+
+def _linear(W: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda z: z @ W.T
 
 
 def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -92,7 +109,7 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
     part = product.part
     whole = np.zeros(part.shape, "float32")
     if part.kind != "zero":
-        whole += _ROOM[part.kind].to_dense(part, arrays, product.values)
+        whole += _ROOM[part.kind].to_dense(part, arrays, product.values, DOTS.get(product.dot))
     for at in range(product.stripes if product.sparse is not None else 0):
         packed = sparsity.Packed(
             format=str(product.sparse),

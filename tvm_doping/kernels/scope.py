@@ -16,6 +16,7 @@ class Scope:
 
     z   the concatenated input, with at least `SLACK` floats behind its last column: vector loads may run over.
     scratch  of `product.scratch`: room for values between two products, common to the threads, contents undefined.
+    dot the instruction for dense matrices (plan.Product), "" for fp32 arithmetic.
     y   the output, with at least `SLACK` rows behind its last one: padded rows add zeros there.
     """
 
@@ -25,6 +26,7 @@ class Scope:
     config: Config
     scratch: Buffer = None
     width: int = 1
+    dot: str = ""
 
     @property
     def lanes(self) -> int:
