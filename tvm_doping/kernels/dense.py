@@ -4,7 +4,7 @@ Arrays: panels (ceil(m / lanes), n, lanes): `lanes` consecutive rows side by sid
 of them and no horizontal sum is needed. Rows beyond m are zeros. In int8 a panel has a scale, in NAME.scales (panels,).
 
 For a dot product (plan.Product.dot) a panel has `rows` rows, and `each` columns of a row side by side: panels
-(ceil(m / rows), ceil(n / each), rows * each), a register a group of columns; columns beyond n are zeros.
+(ceil(m / rows), n / each, rows * each), a register a group of columns; columns that fill up `unit` are zeros.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def pack(
     """The panels of a dense, low-rank or hybrid structure, stored as `values`."""
     arrays: dict[str, np.ndarray] = {}
     for name, array in structure.arrays().items():
-        stored = panels(array, dot.rows if dot else config.lanes, dot.each if dot else 1)
+        stored = panels(array, dot.rows, dot.each, dot.unit) if dot else panels(array, config.lanes)
         encoded = encode(stored, np.arange(len(stored) + 1), values)
         arrays[name] = encoded.pop("values")
         arrays |= {f"{name}.{key}": extra for key, extra in encoded.items()}
     return arrays
 
 
-def panels(w: np.ndarray, lanes: int, each: int = 1) -> np.ndarray:
-    """W (m, n) as panels (ceil(m / lanes), ceil(n / each), lanes * each)."""
+def panels(w: np.ndarray, lanes: int, each: int = 1, unit: int = 1) -> np.ndarray:
+    """W (m, n), its columns filled up to `unit`, as panels (ceil(m / lanes), n / each, lanes * each)."""
     m, n = w.shape
-    count, groups = -(-m // lanes), -(-n // each)
+    count, groups = -(-m // lanes), -(-n // unit) * unit // each
     padded = np.zeros((count * lanes, groups * each), "float32")
     padded[:m, :n] = w
     apart = padded.reshape(count, lanes, groups, each).transpose(0, 2, 1, 3)

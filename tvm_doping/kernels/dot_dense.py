@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm_doping._tvm import T
 from tvm_doping.kernels import dots
-from tvm_doping.kernels.dots import Narrow, Sums, held
+from tvm_doping.kernels.dots import Narrow, Sums, held, zipped
 from tvm_doping.kernels.emit import Buffer, Expr, blocks, prefetch, splat, split
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.sparsity.dots import DOTS
@@ -39,19 +39,16 @@ def _stream(scope: Scope, w: Buffer, scales: Buffer | None, z: Narrow, row: int)
         chains = 1 if dot.terms else max(1, _CHAINS // (count * parts))
         sums = Sums(scope, count * chains, parts)
 
-        def groups(register: Expr, size: int) -> None:
-            x = T.bind(z.stream(register))
+        def groups(start: Expr, size: int) -> None:
             for g in range(size):
+                if g % some == 0:
+                    x = T.bind(z.stream((start + g) // some))
                 for p in range(count):
-                    weights = held(w[first + p, register * some + g, T.Ramp(0, 1, z.size)])
-                    sums.add(p * chains + g % chains, weights, x, g)
+                    weights = held(w[first + p, start + g, T.Ramp(0, 1, z.size)])
+                    sums.add(p * chains + g % chains, weights, x, g % some)
             sums.flush()
 
-        if z.groups >= some:
-            with T.serial(0, z.groups // some) as register:
-                groups(register, some)
-        if z.groups % some:
-            groups(z.groups // some, z.groups % some)
+        blocks(z.groups, dot.terms or some, groups)
         for p in range(count):
             for part, total in enumerate(sums.total(range(p * chains, (p + 1) * chains))):
                 at = row + (first + p) * dot.rows + part * _LANES
@@ -65,41 +62,59 @@ def _tile(scope: Scope, w: Buffer, scales: Buffer | None, z: Narrow, row: int) -
     parts, vectors = z.streams // _LANES, z.vectors
     each = (parts + bool(dot.terms)) * vectors  # registers of the sums of a row
     rows = max(r for r in (1, 2, 4, 8) if r <= dot.rows and (r == 1 or r * each <= _SUMS))
+    chains = 1 if dot.terms else max(1, _CHAINS // (rows * vectors * parts))
     # sums of integers are exact, and rounded once where their scale multiplies them
     some = z.groups if dot.values == "int8" else _COLUMNS // dot.each
+
+    def chunk(panel: Expr, first: int, start: int) -> None:
+        sums = Sums(scope, rows * vectors * chains, parts)
+
+        def weights(at: Expr) -> Expr:
+            prefetch(w, panel, at + _AHEAD, 0)
+            return T.bind(held(w[panel, at, T.Ramp(0, 1, z.size)]))
+
+        def groups(k: Expr, size: int) -> None:
+            for u in range(size):
+                at = start + k + u
+                streams = [T.bind(z.tile(at, j)) for j in range(vectors)]
+                values = weights(at)
+                for r in range(rows):
+                    for j, x in enumerate(streams):
+                        sums.add((r * vectors + j) * chains + u % chains, x, values, first + r)
+            sums.flush()
+
+        def pairs(k: Expr, size: int) -> None:
+            for u in range(size):
+                at = start + 2 * (k + u)
+                streams = [T.bind(z.tile(at + half, j)) for j in range(vectors) for half in range(2)]
+                for p, values in enumerate(zipped(weights(at), weights(at + 1))):
+                    for s, x in enumerate(streams):
+                        sums.multiply((p * 2 * vectors + s) * chains + u % chains, values, x)
+
+        def total(r: int, j: int) -> list[Expr]:
+            if not dot.matrix:
+                at = (r * vectors + j) * chains
+                return sums.total(range(at, at + chains))
+            at = (r // 2 * vectors + j) * 2 * chains
+            halves = [T.bind(sums.total(range(at + h * chains, at + (h + 1) * chains))[0]) for h in range(2)]
+            return [T.Shuffle(halves, [2 * (r % 2), 2 * (r % 2) + 1, 4 + 2 * (r % 2), 5 + 2 * (r % 2)])]
+
+        count = min(some, z.groups - start)
+        if dot.matrix:
+            blocks(count // 2, chains, pairs)
+        else:
+            blocks(count, dot.terms or chains, groups)
+        for r in range(rows):
+            for j in range(vectors):
+                for part, value in enumerate(total(r, j)):
+                    v = j * parts + part
+                    at = row + panel * dot.rows + first + r
+                    scope.accumulate(at, _scaled(value, scales, panel, z, v), v)
+
     with split(int(w.shape[0]), scope.shared) as panel:
         for first in range(0, dot.rows, rows):
             for start in range(0, z.groups, some):
-                sums = Sums(scope, rows * vectors, parts)
-                _groups(scope, w, z, sums, panel, range(first, first + rows), start, some)
-                for r in range(rows):
-                    for j in range(vectors):
-                        totals = sums.total(range(r * vectors + j, r * vectors + j + 1))
-                        for part, total in enumerate(totals):
-                            v = j * parts + part
-                            at = row + panel * dot.rows + first + r
-                            scope.accumulate(at, _scaled(total, scales, panel, z, v), v)
-
-
-def _groups(
-    scope: Scope, w: Buffer, z: Narrow, sums: Sums, panel: Expr, rows: range, start: int, some: int
-) -> None:
-    """Add the products of some groups of columns, from group `start` on."""
-
-    def group(k: Expr) -> None:
-        prefetch(w, panel, k + _AHEAD, 0)
-        streams = [T.bind(z.tile(k, j)) for j in range(z.vectors)]
-        weights = T.bind(held(w[panel, k, T.Ramp(0, 1, z.size)]))
-        for r in rows:
-            for j, x in enumerate(streams):
-                sums.add((r - rows.start) * z.vectors + j, x, weights, r)
-
-    def run(k: Expr, size: int) -> None:
-        for u in range(size):
-            group(start + k + u)
-        sums.flush()
-
-    blocks(min(some, z.groups - start), DOTS[scope.dot].terms or 1, run)
+                chunk(panel, first, start)
 
 
 def _scaled(total: Expr, scales: Buffer | None, panel: Expr, z: Narrow, vector: int = 0) -> Expr:

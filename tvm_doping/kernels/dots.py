@@ -38,7 +38,7 @@ class Narrow:
     def __init__(self, scope: Scope, columns: int) -> None:
         self.scope, self.columns, self.dot = scope, columns, DOTS[scope.dot]
         self.kind, self.size = _HELD[self.dot.values]
-        self.groups = -(-columns // self.dot.each)
+        self.groups = -(-columns // self.dot.unit) * self.dot.unit // self.dot.each
         self.streams = min(scope.width, self.dot.rows)  # of a register
         self.vectors = scope.width // self.streams
         self.scales: Any = None
@@ -54,7 +54,10 @@ class Narrow:
         return load(self.buffer, register * self.size, self.size)
 
     def tile(self, group: Expr, vector: Expr) -> Expr:
-        """For a tile: a group of columns of one register of streams. (With four streams of fp16 a column beyond fills it.)"""
+        """For a tile: a group of columns of one register of streams. (With four streams of fp16 a column beyond fills it.)
+
+        For an instruction of matrices, groups 2 k and 2 k + 1 are two groups of the first, and of the last, two streams.
+        """
         stride = self.streams * self.dot.each
         return load(self.buffer, (group * self.vectors + vector) * stride, self.size)
 
@@ -68,7 +71,7 @@ class Narrow:
 
     def _stream(self) -> None:
         scope, whole = self.scope, self.columns // _LANES
-        count = -(-self.columns // self.size) * self.size
+        count = -(-self.groups * self.dot.each // self.size) * self.size
         self.buffer: Buffer = T.alloc_buffer((count,), self.kind)
         with split(whole, scope.shared, LINES) as i:
             store(self.buffer, i * _LANES, self._rounded(load(scope.z, i * _LANES, _LANES)), _LANES)
@@ -80,39 +83,43 @@ class Narrow:
                 T.buffer_store(self.buffer, tirx.const(0, self.kind), [i])
 
     def _tile(self) -> None:
-        scope, each = self.scope, self.dot.each
+        scope, unit = self.scope, self.dot.unit
         # a register of four streams of fp16 reads beyond the last column
-        count = self.groups * each * scope.width + self.size
+        count = self.groups * self.dot.each * scope.width + self.size
         self.buffer = T.alloc_buffer((count,), self.kind)
-        whole = self.columns // each
+        whole = self.columns // unit
         if whole:
-            with split(whole, scope.shared, LINES) as group:
-                self._group(group, each)
-        if whole < self.groups:
+            with split(whole, scope.shared, LINES) as at:
+                self._columns(at, unit)
+        if self.columns % unit:
             with split(1, scope.shared):
-                self._group(whole, self.columns - whole * each)
+                self._columns(whole, self.columns % unit)
 
-    def _group(self, group: Expr, present: int) -> None:
-        """Round a group of columns, of which so many exist."""
+    def _columns(self, at: Expr, present: int) -> None:
+        """Round columns unit * at and so on, of which so many exist, for all streams."""
         each, vectors = self.dot.each, self.scope.vectors
         for v in range(vectors):
             columns = [
-                self.scope.input(group * each + i, v) if i < present else splat(0.0, _LANES)
-                for i in range(each)
+                self.scope.input(at * self.dot.unit + i, v) if i < present else splat(0.0, _LANES)
+                for i in range(self.dot.unit)
             ]
-            at = (group * vectors + v) * (_LANES * each)
-            if self.dot.values == "int8":
-                words = [self._integers(column, v) & _i32(255) for column in columns]
-                word = words[0]
-                for i, other in enumerate(words[1:], 1):
-                    word = word | (other << _i32(8 * i))
-                store(self.buffer, at, tirx.reinterpret("int8x16", word), 16)
-                continue
-            rounded = [T.bind(self._rounded(column, v)) for column in columns]
-            if each == 1:
-                store(self.buffer, at, rounded[0], _LANES)
-            else:
-                store(self.buffer, at, T.Shuffle(rounded, [0, 4, 1, 5, 2, 6, 3, 7]), 2 * _LANES)
+            groups = [self._side_by_side(columns[i : i + each], v) for i in range(0, len(columns), each)]
+            if self.dot.matrix:
+                groups = zipped(*groups)
+            for g, group in enumerate(groups):
+                place = (at * len(groups) + g) * vectors + v
+                store(self.buffer, place * (_LANES * each), group, _LANES * each)
+
+    def _side_by_side(self, columns: list[Expr], v: int) -> Expr:
+        """Columns of four streams as a register holds them: those of a stream next to each other."""
+        if self.dot.values == "int8":
+            words = [self._integers(column, v) & _i32(255) for column in columns]
+            word = words[0]
+            for i, other in enumerate(words[1:], 1):
+                word = word | (other << _i32(8 * i))
+            return tirx.reinterpret("int8x16", word)
+        rounded = [T.bind(self._rounded(column, v)) for column in columns]
+        return rounded[0] if len(rounded) == 1 else T.Shuffle(rounded, [0, 4, 1, 5, 2, 6, 3, 7])
 
     def _rounded(self, vector: Expr, v: Expr = 0) -> Expr:
         """Four floats as they are held; v: the vector of streams that they belong to."""
@@ -184,7 +191,10 @@ class Sums:
     def add(self, i: int, a: Expr, b: Expr, element: int) -> None:
         """sums[i] += a times the group of columns `element` of b, in all lanes."""
         each, size = self.dot.each, _HELD[self.dot.values][1]
-        b = T.Shuffle([b], [element * each + k for k in range(each)] * (size // each))
+        if self.name == "bfdot":  # as a float, of which LLVM makes an operand of the instruction
+            b = tirx.reinterpret("int16x8", T.Shuffle([tirx.reinterpret("float32x4", b)], [element] * 4))
+        else:
+            b = T.Shuffle([b], [element * each + k for k in range(each)] * (size // each))
         if self.short is not None:
             new = neon.fmla(self.short[i], a, b, portable=self.portable)
             store(self.short.buffers[i], 0, new, self.dot.rows)
@@ -198,6 +208,12 @@ class Sums:
             return neon.fmlal(sums, a, b, high=bool(part), portable=self.portable)
         emit = neon.bfdot if self.name == "bfdot" else neon.sdot
         return emit(sums, a, b, portable=self.portable)
+
+    def multiply(self, i: int, a: Expr, b: Expr) -> None:
+        """sums[i] += a b^T, 2 x 2, for an instruction of matrices."""
+        emit = neon.bfmmla if self.dot.values == "bf16" else neon.smmla
+        new = emit(self.registers[i], a, b, portable=self.portable)
+        store(self.registers.buffers[i], 0, new, _LANES)
 
     def flush(self) -> None:
         """The end of `Dot.terms` products: fp32 takes their sums over."""
@@ -222,6 +238,13 @@ class Sums:
 def held(vector: Expr) -> Expr:
     """Stored weights as the instruction takes them: bfloat16 is stored in unsigned words."""
     return tirx.reinterpret("int16x8", vector) if str(vector.ty.dtype) == "uint16x8" else vector
+
+
+def zipped(first: Expr, second: Expr) -> list[Expr]:
+    """Two groups of columns of four rows, or streams -> both groups of the first two, and of the last two: what `multiply` takes."""
+    words = [T.bind(tirx.reinterpret("int32x4", group)) for group in (first, second)]
+    kind = str(first.ty.dtype)
+    return [tirx.reinterpret(kind, T.Shuffle(words, order)) for order in ([0, 4, 1, 5], [2, 6, 3, 7])]
 
 
 def _i32(value: int) -> Expr:

@@ -11,12 +11,13 @@ from typing import Any
 from tvm_doping._tvm import T, tirx
 from tvm_doping.kernels import primitives
 from tvm_doping.kernels.emit import Expr
+from tvm_doping.kernels.values import widen
 
 LANES = 4
 
 
 def bf16(*, portable: bool) -> AbstractContextManager[Any]:
-    """The scope in which `round_bf16` and `bfdot` may be emitted."""
+    """The scope in which `round_bf16`, `bfdot` and `bfmmla` may be emitted."""
     return nullcontext() if portable else T.attr(0, "pragma_import_llvm", _BF16)
 
 
@@ -34,6 +35,17 @@ def bfdot(sums: Expr, a: Expr, b: Expr, *, portable: bool) -> Expr:
     return tirx.call_pure_extern("float32x4", "doping_bfdot", sums, a, b)
 
 
+def bfmmla(sums: Expr, a: Expr, b: Expr, *, portable: bool) -> Expr:
+    """sums (2, 2) floats + A B^T for A and B (2, 4) words, row by row."""
+    if not portable:
+        return tirx.call_pure_extern("float32x4", "doping_bfmmla", sums, a, b)
+    for i in range(4):
+        x = widen(T.Shuffle([tirx.reinterpret("uint16x8", a)], [i + 4 * k for k in _ROWS]))
+        y = widen(T.Shuffle([tirx.reinterpret("uint16x8", b)], [i + 4 * k for k in _COLUMNS]))
+        sums = sums + x * y
+    return sums
+
+
 def sdot(sums: Expr, a: Expr, b: Expr, *, portable: bool) -> Expr:
     """sums + a[4 l] b[4 l] + .. + a[4 l + 3] b[4 l + 3] for each lane l of 4 int32, of 16 int8 a and b."""
     if not portable:
@@ -49,8 +61,8 @@ def smmla(sums: Expr, a: Expr, b: Expr, *, portable: bool) -> Expr:
     if not portable:
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", sums, a, b)
     for i in range(8):
-        x = tirx.Cast("int32x4", T.Shuffle([a], [i, i, 8 + i, 8 + i]))
-        y = tirx.Cast("int32x4", T.Shuffle([b], [i, 8 + i, i, 8 + i]))
+        x = tirx.Cast("int32x4", T.Shuffle([a], [i + 8 * k for k in _ROWS]))
+        y = tirx.Cast("int32x4", T.Shuffle([b], [i + 8 * k for k in _COLUMNS]))
         sums = sums + x * y
     return sums
 
@@ -78,6 +90,9 @@ def halves(vector: Expr, *, high: bool) -> Expr:
     return tirx.Cast("float32x4", T.Shuffle([vector], list(range(first, first + 4))))
 
 
+# Of a 2 x 2 matrix, row by row.
+_ROWS, _COLUMNS = (0, 0, 1, 1), (0, 1, 0, 1)
+
 # linkonce_odr: every kernel of a library brings its own, and none is left where all calls are inlined.
 _BF16 = """
 define linkonce_odr <4 x float> @doping_bfdot(<4 x float> %sums, <8 x i16> %a, <8 x i16> %b) alwaysinline nounwind {
@@ -86,10 +101,17 @@ define linkonce_odr <4 x float> @doping_bfdot(<4 x float> %sums, <8 x i16> %a, <
   %r = call <4 x float> @llvm.aarch64.neon.bfdot.v4f32.v8bf16(<4 x float> %sums, <8 x bfloat> %x, <8 x bfloat> %y)
   ret <4 x float> %r
 }
+define linkonce_odr <4 x float> @doping_bfmmla(<4 x float> %sums, <8 x i16> %a, <8 x i16> %b) alwaysinline nounwind {
+  %x = bitcast <8 x i16> %a to <8 x bfloat>
+  %y = bitcast <8 x i16> %b to <8 x bfloat>
+  %r = call <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float> %sums, <8 x bfloat> %x, <8 x bfloat> %y)
+  ret <4 x float> %r
+}
 define linkonce_odr <4 x i16> @doping_neon_round_bf16(<4 x float> %x) alwaysinline nounwind {
   %y = fptrunc <4 x float> %x to <4 x bfloat>
   %r = bitcast <4 x bfloat> %y to <4 x i16>
   ret <4 x i16> %r
 }
+declare <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float>, <8 x bfloat>, <8 x bfloat>)
 declare <4 x float> @llvm.aarch64.neon.bfdot.v4f32.v8bf16(<4 x float>, <8 x bfloat>, <8 x bfloat>)
 """

@@ -3,7 +3,7 @@
     y = W r(z)        W stored in fp16, bf16 or int8, r(z) the inputs rounded to the same type
 
 Arm's instructions, a register of weights 16 bytes: `rows` rows by `each` columns. Sums are fp32, those of int8 int32 (exact);
-but `fmla`, of cores that have no `fmlal`, sums runs of eight products in fp16, each sum rounded, before fp32 takes it over.
+but `fmla`, of cores that have no `fmlal`, sums sixteen products at a time in fp16, each sum rounded, before fp32 takes them over.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Dot:
 
     values   of W, and what z is rounded to;
     rows     by `each` columns: the weights of a register;
+    matrix   whether dense tiles take the instruction of matrices (`bfmmla`, `smmla`): 2 rows times 2 streams at once;
     terms    products whose sum is fp16 before it is added in fp32; 0: sums are fp32 (int32 of int8) from the first on;
     formats  of S that it serves, beside dense matrices;
     feature  what the CPU must have, as /proc/cpuinfo names it.
@@ -33,17 +34,24 @@ class Dot:
     values: ValueType
     rows: int
     each: int
+    matrix: bool = False
     terms: int = 0
     formats: tuple[str, ...] = ()
     feature: str
 
+    @property
+    def unit(self) -> int:
+        """Columns that dense matrices are filled up to whole numbers of."""
+        return self.each * (1 + self.matrix)
 
+
+_BLOCKS = ("block8", "block16")
 DOTS: dict[str, Dot] = {
-    "bfdot": Dot(values="bf16", rows=4, each=2, formats=("block4", "block8", "block16"), feature="bf16"),
+    "bfdot": Dot(values="bf16", rows=4, each=2, matrix=True, formats=("block4", *_BLOCKS), feature="bf16"),
+    "smmla": Dot(values="int8", rows=4, each=4, matrix=True, feature="i8mm"),
     "sdot": Dot(values="int8", rows=4, each=4, feature="asimddp"),
-    "smmla": Dot(values="int8", rows=4, each=4, feature="i8mm"),
-    "fmlal": Dot(values="fp16", rows=8, each=1, formats=("block8", "block16"), feature="asimdfhm"),
-    "fmla": Dot(values="fp16", rows=8, each=1, terms=8, formats=("block8", "block16"), feature="asimdhp"),
+    "fmlal": Dot(values="fp16", rows=8, each=1, formats=_BLOCKS, feature="asimdfhm"),
+    "fmla": Dot(values="fp16", rows=8, each=1, terms=16, formats=_BLOCKS, feature="asimdhp"),
 }
 
 
