@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
@@ -32,11 +33,14 @@ def scope(scope: Scope) -> Iterator[None]:
 class Narrow:
     """z (columns), rounded to what the scope's instruction takes: once, for all rows that it is multiplied with.
 
-    Of int8 each stream has a scale: the largest magnitude of its z over 127.
+    Of int8 each stream has a scale: the largest magnitude of its z over 127. apart: a tile's columns one by one, for formats that
+    take any of them together.
     """
 
-    def __init__(self, scope: Scope, columns: int) -> None:
+    def __init__(self, scope: Scope, columns: int, *, apart: bool = False) -> None:
         self.scope, self.columns, self.dot = scope, columns, DOTS[scope.dot]
+        if apart and scope.width > 1:
+            self.dot = replace(self.dot, each=1, matrix=False)
         self.kind, self.size = _HELD[self.dot.values]
         self.groups = -(-columns // self.dot.unit) * self.dot.unit // self.dot.each
         self.streams = min(scope.width, self.dot.rows)  # of a register
@@ -60,6 +64,19 @@ class Narrow:
         """
         stride = self.streams * self.dot.each
         return load(self.buffer, (group * self.vectors + vector) * stride, self.size)
+
+    def gathered(self, columns: list[Expr], vector: Expr = 0) -> Expr:
+        """A group of any columns, apart: of one stream in all lanes, of a tile of a register of streams."""
+        if self.scope.width == 1:
+            parts = [T.broadcast(self.buffer[column], self.size) for column in columns]
+        elif len(columns) == 1:
+            return self.tile(columns[0], vector)
+        else:
+            parts = [load(self.buffer, (c * self.vectors + vector) * self.streams, _LANES) for c in columns]
+        if len(parts) == 1:
+            return parts[0]
+        first = self.size if self.scope.width == 1 else _LANES  # of the second one's lanes
+        return T.Shuffle(parts, [i + k * first for i in range(self.size // 2) for k in range(2)])
 
     def scale(self, vector: Expr = 0) -> Expr | None:
         """What the sums of a vector of streams are to be multiplied with; of a stream alone, in all lanes."""
@@ -188,10 +205,12 @@ class Sums:
         self.registers = Registers(count * parts, _LANES, "int32" if self.dot.values == "int8" else "float32")
         self.short = Registers(count, self.dot.rows, "float16") if self.dot.terms else None
 
-    def add(self, i: int, a: Expr, b: Expr, element: int) -> None:
-        """sums[i] += a times the group of columns `element` of b, in all lanes."""
+    def add(self, i: int, a: Expr, b: Expr, element: int | None = None) -> None:
+        """sums[i] += a times b, or times the group of columns `element` of b in all lanes."""
         each, size = self.dot.each, _HELD[self.dot.values][1]
-        if self.name == "bfdot":  # as a float, of which LLVM makes an operand of the instruction
+        if element is None:
+            pass
+        elif self.name == "bfdot":  # as a float, of which LLVM makes an operand of the instruction
             b = tirx.reinterpret("int16x8", T.Shuffle([tirx.reinterpret("float32x4", b)], [element] * 4))
         else:
             b = T.Shuffle([b], [element * each + k for k in range(each)] * (size // each))

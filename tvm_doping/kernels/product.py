@@ -15,7 +15,7 @@ from tvm_doping.kernels import dense, kronecker, sparse
 from tvm_doping.kernels.emit import LINES, Buffer, copy, load, splat, split, store
 from tvm_doping.kernels.plan import Config, Part, Product
 from tvm_doping.kernels.scope import Scope
-from tvm_doping.sparsity.dots import DOTS, round_inputs
+from tvm_doping.sparsity.dots import DOTS, Dot, round_inputs, runs
 from tvm_doping.sparsity.values import round_bf16
 from tvm_doping.structures import Dense
 
@@ -32,7 +32,7 @@ def pack(product: Product, structure: Any, config: Config, prefix: str = "") -> 
         arrays |= _ROOM[product.part.kind].pack(base, config, product.values, DOTS.get(product.dot))
     if product.sparse is not None:
         for at, stripe in enumerate(_striped(structure.S, product.stripes)):
-            packed = sparsity.pack(product.sparse, stripe, values=product.values, **product.params)
+            packed = sparsity.pack(product.sparse, stripe, values=product.values, **_params(product))
             arrays |= {sparse.prefix(product, at) + name: array for name, array in packed.arrays.items()}
     return {prefix + name: array for name, array in arrays.items()}
 
@@ -93,11 +93,28 @@ def reference(product: Product, arrays: dict[str, np.ndarray]) -> Callable[[np.n
         S = to_dense(replace(product, part=Part(kind="zero", shape=product.part.shape)), arrays)
         if product.sparse in sparse.ROUNDING:
             terms.append(lambda z: round_bf16(z) @ S.T)
+        elif dot is not None and product.sparse in dot.formats and dot.terms:
+            terms += [_in_runs(product, dot, arrays, at) for at in range(product.stripes)]
         elif dot is not None and product.sparse in dot.formats:
             terms.append(lambda z: round_inputs(z, dot.values) @ S.T)
         else:
             terms.append(_linear(S))
     return lambda z: sum((term(z) for term in terms), np.zeros((), "float32"))
+
+
+def _in_runs(
+    product: Product, dot: Dot, arrays: dict[str, np.ndarray], stripe: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """S z of blocks, one column after the other, whose first sums are in fp16."""
+    a = select(arrays, sparse.prefix(product, stripe))
+    count = int(a["block_ptr"][-1])
+    values, columns = a["values"][:count].astype("float32"), a["columns"][:count]
+
+    def times(z: np.ndarray) -> np.ndarray:
+        sums = runs(dot, values, round_inputs(z, dot.values)[..., columns], a["block_ptr"])
+        return sums.reshape(*z.shape[:-1], -1)[..., : product.rows]
+
+    return times
 
 
 def _linear(W: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -116,11 +133,19 @@ def to_dense(product: Product, arrays: dict[str, np.ndarray]) -> np.ndarray:
             shape=part.shape,
             nnz=product.nnz,
             arrays=select(arrays, sparse.prefix(product, at)),
-            params=dict(product.params),
+            params=_params(product),
             values=product.values,
         )
         whole += sparsity.FORMATS[str(product.sparse)].unpack(packed).toarray()
     return whole
+
+
+def _params(product: Product) -> dict[str, int]:
+    """The packing parameters of S: blocks lie side by side as the instruction takes them."""
+    format = str(product.sparse)
+    full = {**sparsity.FORMATS[format].defaults, **product.params}
+    dot = DOTS.get(product.dot)
+    return {**full, "each": dot.each} if dot is not None and format in dot.formats else full
 
 
 def _striped(S: Any, count: int) -> list[Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels import gather, perm8, perm32, perm64
+from tvm_doping.kernels import dot_blocks, gather, perm8, perm32, perm64
 from tvm_doping.kernels.emit import (
     LINES,
     Buffer,
@@ -29,6 +29,7 @@ from tvm_doping.kernels.plan import Product
 from tvm_doping.kernels.rows import Fma, add_rows, row_of, scatter_rows
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.kernels.values import Rows, scaled, widen
+from tvm_doping.sparsity.dots import DOTS
 
 
 def emit(product: Product, scope: Scope) -> None:
@@ -36,6 +37,8 @@ def emit(product: Product, scope: Scope) -> None:
     if product.sparse is None:
         return
     stream, tile = EMITTERS[product.sparse]
+    if scope.dot and product.sparse in DOTS[scope.dot].formats:
+        stream, tile = dot_blocks.stream, dot_blocks.tile
     for at in range(product.stripes):
         own = prefix(product, at)
         arrays = {
