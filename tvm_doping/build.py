@@ -216,7 +216,7 @@ def lower(
         rounded = Rounded(packed[0], imported.signature, machine)
         runs = [rounded(run) for run in model.long_runs]
         precision_error = measure(model.long_runs, runs)
-        if any(ROUNDING.intersection(layer["format"].split(", ")) for layer in layers):
+        if any(map(_rounds_inputs, layers)):
             # A number that differs in its last bit may be rounded the other way: at most what rounding all of them does.
             tolerance = max(tolerance, *(cost["max_abs"] for cost in precision_error.values()))
     made, error = b"", math.nan
@@ -277,6 +277,11 @@ def _check_force(force: Mapping[str, Any]) -> None:
 def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
     functions = (f for _, f in mod.functions_items() if f.attrs and REPORT in f.attrs)
     return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
+
+
+def _rounds_inputs(layer: Mapping[str, Any]) -> bool:
+    products = [part for part in layer.get("plan", {}).values() if isinstance(part, dict)]
+    return any(part.get("sparse") in ROUNDING or part.get("dot") for part in products)
 
 
 def _records(mod: Any, layers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -134,7 +134,9 @@ def prepared(target: str, folder: Path) -> tuple[Emulator, dict[str, list[np.nda
                 x = drawn(rows, HIDDEN)
                 wanted = [x.astype("float64") @ exact[0].to_dense().T.astype("float64") + bias]
                 # with inputs that are rounded: tests/sparsity and tests/kernels hold that against an oracle
-                jobs.append((case.name, [x], arrays, linear.reference(plan, arrays, x) if case.dot else wanted))
+                jobs.append(
+                    (case.name, [x], arrays, linear.reference(plan, arrays, x) if case.dot else wanted)
+                )
     for at, (function, given, arrays, wanted) in enumerate(jobs):
         name = f"{at}.{function}.{'x'.join(map(str, given[0].shape[:-1]))}"
         outputs = [np.zeros(array.shape, "float32") for array in wanted]

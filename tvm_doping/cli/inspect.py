@@ -225,7 +225,7 @@ def _show_alternatives(layer: LayerReport, out: Console) -> None:
         product = layer.plan.get(key, {})
         others = product.get("alternatives", [])
         dense = product.get("part", {}).get("kind") == "dense" and not product.get("sparse")
-        chosen = ("dense" if dense else product.get("sparse"), product.get("values"))
+        chosen = ("dense" if dense else product.get("sparse"), product.get("values"), product.get("dot", ""))
         # the two products of a layer share a width, which need not be the one that this product was weighed at
         config = layer.plan.get("config", {})
         width = config.get("lanes"), config.get("tile")
@@ -249,8 +249,8 @@ def _show_alternatives(layer: LayerReport, out: Console) -> None:
         out.print(weighed)
 
 
-def _way(alternative: dict[str, Any]) -> tuple[str | None, str]:
-    return alternative["format"], alternative["values"]
+def _way(alternative: dict[str, Any]) -> tuple[str | None, str, str]:
+    return alternative["format"], alternative["values"], alternative.get("dot", "")
 
 
 def _show_run(path: Path, run: Checkpoint, out: Console) -> None:

@@ -17,11 +17,22 @@ import numpy as np
 
 from tvm_doping._tvm import T
 from tvm_doping.kernels import dot_dense
-from tvm_doping.kernels.emit import LINES, Buffer, Product2, Registers, blocks, matmul, prefetch, splat, split, store
+from tvm_doping.kernels.emit import (
+    LINES,
+    Buffer,
+    Product2,
+    Registers,
+    blocks,
+    matmul,
+    prefetch,
+    splat,
+    split,
+    store,
+)
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import SLACK, Scope
 from tvm_doping.kernels.values import Rows, scaled, widen
-from tvm_doping.sparsity.dots import DOTS, Dot
+from tvm_doping.sparsity.dots import Dot
 from tvm_doping.sparsity.dots import product as dot_product
 from tvm_doping.sparsity.values import ValueType, decode, encode
 

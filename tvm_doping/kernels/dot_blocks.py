@@ -1,4 +1,4 @@
-"""y += S z for S in blocks of narrow values by a dot-product instruction (`formats.block`): z rounded once, then as in fp32 (`sparse`).
+"""y += S z for S in blocks of narrow values (`formats.block`) by a dot-product instruction: z rounded once, then as in fp32.
 
 bf16 takes two columns at once, whose blocks lie side by side, fp16 one: a register of weights is four rows by two columns, or
 eight rows. For one stream all lanes hold the columns' z, for a tile one row's weights.
@@ -57,7 +57,9 @@ def tile(product: Product, scope: Scope) -> None:
                 sums = Sums(scope, rows * vectors, parts)
                 register, lane = divmod(first, blocks.dot.rows)
 
-                def one(at: Expr, u: int, sums: Sums = sums, register: int = register, lane: int = lane) -> None:
+                def one(
+                    at: Expr, u: int, sums: Sums = sums, register: int = register, lane: int = lane
+                ) -> None:
                     columns = blocks.columns_of(at)
                     streams = [T.bind(z.gathered(columns, j)) for j in range(vectors)]
                     weights = T.bind(blocks.weights(at, register))

@@ -150,9 +150,7 @@ class Narrow:
         """vector / scale to nearest: the sum with 1.5 * 2^23 has no fraction. Defined for any number, as a conversion is not."""
         width = self.scope.width
         inverse = (
-            splat(self.scales[1], _LANES)
-            if width == 1
-            else load(self.scales, width + v * _LANES, _LANES)
+            splat(self.scales[1], _LANES) if width == 1 else load(self.scales, width + v * _LANES, _LANES)
         )
         bits = tirx.reinterpret("int32x4", vector * inverse + splat(_MAGIC, _LANES))
         return T.bind(bits - _i32(_MAGIC_BITS))
@@ -260,7 +258,7 @@ def held(vector: Expr) -> Expr:
 
 
 def zipped(first: Expr, second: Expr) -> list[Expr]:
-    """Two groups of columns of four rows, or streams -> both groups of the first two, and of the last two: what `multiply` takes."""
+    """Two groups of columns of four rows, or streams: both groups of the first two, and of the last two, for `multiply`."""
     words = [T.bind(tirx.reinterpret("int32x4", group)) for group in (first, second)]
     kind = str(first.ty.dtype)
     return [tirx.reinterpret(kind, T.Shuffle(words, order)) for order in ([0, 4, 1, 5], [2, 6, 3, 7])]

@@ -80,7 +80,7 @@ def fmla(sums: Expr, a: Expr, b: Expr, *, portable: bool) -> Expr:
     """sums + a b of 8 halves, the sum rounded to a half. `fmla`, which LLVM makes of the two operations."""
     if not portable:
         return sums + a * b
-    wide = [tirx.Cast("float32x8", v) for v in (sums, a, b)]
+    wide = [tirx.Cast("float64x8", v) for v in (sums, a, b)]
     return tirx.Cast("float16x8", wide[0] + wide[1] * wide[2])
 
 

@@ -10,11 +10,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from tvm_doping.sparsity.dots import DotName
 from tvm_doping.sparsity.values import ValueType
 
 Order = Literal["left", "right"]
 Gather = Literal["", "lanes", "sve"]
-DotName = Literal["", "bfdot", "sdot", "smmla", "fmlal", "fmla"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ class Part:
 class Alternative:
     """A way to run a product that was weighed when its plan was made; the one chosen is among them.
 
-    lanes, tile  as in Config. cycles: what a step of all streams was predicted to take, structured part included.
-    bytes   of the stored weight.
+    lanes, tile  as in Config; dot: as in Product; bytes: of the stored weight.
+    cycles  what a step of all streams was predicted to take, structured part included.
     """
 
     format: str | None
@@ -95,6 +95,7 @@ class Alternative:
     cycles: int
     bytes: int
     reason: str
+    dot: DotName = ""
 
 
 @dataclass(frozen=True, kw_only=True)

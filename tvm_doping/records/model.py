@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tvm_doping.sparsity import FORMATS
+from tvm_doping.sparsity.dots import DotName
 from tvm_doping.sparsity.values import Precision, ValueType
 
 FORMAT_VERSION: Literal[1] = 1
@@ -70,12 +71,13 @@ class Key(Strict):
 
 class Way(Strict):
     """How one product runs: the format of S (None where it is empty), its packing and stripes (kernels.plan.Product), the type of
-    values, and the order of a Kronecker product."""
+    values, the instruction that multiplies them, and the order of a Kronecker product."""
 
     format: str | None = None
     params: dict[str, int] = {}
     stripes: Count = 1
     values: ValueType = "fp32"
+    dot: DotName = ""
     order: Literal["left", "right"] = "left"
 
     @model_validator(mode="after")

@@ -160,5 +160,6 @@ def _product(layer: Layer, chosen: Candidate, shared: bool = False) -> Product:
         nnz=0 if dense else int(layer.sparse.nnz),
         params=params,
         values=chosen.values,
+        dot=chosen.dot,
         alternatives=chosen.alternatives,
     )

@@ -10,6 +10,7 @@ from scipy import sparse as sp
 
 from tvm_doping.schedules.layer import Layer
 from tvm_doping.schedules.rates import rate
+from tvm_doping.sparsity.dots import DOTS, Dot
 from tvm_doping.sparsity.formats.perm import PERM32, Reach
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
@@ -24,6 +25,7 @@ class Cost:
     """A product in one format, without its reading.
 
     cycles  of one stream; tile: of a tile of one stream a lane; stored: values, padding included; bytes, with fp32 values; why.
+    dot     the instruction that multiplies narrow values as they are; "" where they are widened.
     """
 
     cycles: float
@@ -32,6 +34,7 @@ class Cost:
     bytes: float
     note: str
     params: dict[str, int] = field(default_factory=dict)
+    dot: str = ""
 
 
 NOTHING = Cost(cycles=0.0, tile=0.0, stored=0.0, bytes=0.0, note="S is empty")
@@ -44,8 +47,8 @@ def reading(size: float, whole: float, target: Target) -> float:
     return size / rate(level, target)
 
 
-def structured(layer: Layer, target: Target, lanes: int) -> Cost:
-    """The structured part of a weight."""
+def structured(layer: Layer, target: Target, lanes: int, dot: str = "") -> Cost:
+    """The structured part of a weight; dot: for dense matrices."""
     (m, n), dims = layer.part.shape, layer.part.dims
     if layer.part.kind == "kronecker":
         return _kronecker(dims, layer.part.order, target, lanes)
@@ -55,22 +58,25 @@ def structured(layer: Layer, target: Target, lanes: int) -> Cost:
         "low_rank": [(dims[0], n), (m, dims[0])] if dims else [],
         "hybrid": [(dims[0], n), (dims[1], n), (m - dims[0], dims[1])] if len(dims) > 1 else [],
     }[layer.part.kind]
-    costs = [_dense(rows, columns, target, lanes) for rows, columns in products]
+    costs = [_dense(rows, columns, target, lanes, dot) for rows, columns in products]
     return Cost(
         cycles=sum(c.cycles for c in costs),
         tile=sum(c.tile for c in costs),
         stored=sum(c.stored for c in costs),
         bytes=sum(c.bytes for c in costs),
         note="",
+        dot=dot if costs else "",
     )
 
 
-def dense(layer: Layer, target: Target, lanes: int) -> Cost:
+def dense(layer: Layer, target: Target, lanes: int, dot: str = "") -> Cost:
     """W = structured part + S, multiplied out: all of it is read, but in order and without indices."""
-    return _dense(layer.rows, layer.columns, target, lanes)
+    return _dense(layer.rows, layer.columns, target, lanes, dot)
 
 
-def _dense(rows: int, columns: int, target: Target, lanes: int) -> Cost:
+def _dense(rows: int, columns: int, target: Target, lanes: int, dot: str) -> Cost:
+    if dot:
+        return _dot(rows, columns, target, dot)
     panels = -(-rows // lanes)
     return Cost(
         cycles=rate("dense", target) * panels * columns + rate("dense_rows", target) * panels,
@@ -79,6 +85,26 @@ def _dense(rows: int, columns: int, target: Target, lanes: int) -> Cost:
         bytes=4.0 * panels * lanes * columns,
         note="multiplied out",
     )
+
+
+def _dot(rows: int, columns: int, target: Target, dot: str) -> Cost:
+    """A dense matrix by dot products: registers of weights of one stream, rows and columns of a tile; inputs are rounded once."""
+    how = DOTS[dot]
+    panels, groups = -(-rows // how.rows), -(-columns // how.unit) * how.unit // how.each
+    size, ends = panels * groups * how.rows * how.each, rate("dense_rows", target) * panels * how.rows / 4
+    return Cost(
+        cycles=rate(f"dense_{dot}", target) * panels * groups + ends + _rounding(columns / 4, target, how),
+        tile=rate(f"dense_tile_{dot}", target) * size + _rounding(columns, target, how),
+        stored=float(size),
+        bytes=4.0 * size,
+        note="multiplied out",
+        dot=dot,
+    )
+
+
+def _rounding(vectors: float, target: Target, dot: Dot) -> float:
+    """Cycles to round so many vectors of inputs."""
+    return rate(f"round_{dot.values}", target) * vectors
 
 
 def _kronecker(dims: tuple[int, ...], order: str, target: Target, lanes: int) -> Cost:
@@ -153,10 +179,12 @@ def perm64(layer: Layer, target: Target, lanes: int) -> Cost:
     return _look_up(layer, Perm64.reach, layer.slots64, 2.8, _fma(layer, target, lanes))
 
 
-def block(rows: int) -> Callable[[Layer, Target, int], Cost]:
+def block(rows: int) -> Callable[..., Cost]:
     """Blocks of so many rows by one column."""
 
-    def estimate(layer: Layer, target: Target, lanes: int) -> Cost:
+    def estimate(layer: Layer, target: Target, lanes: int, dot: str = "") -> Cost:
+        if dot:
+            return _dot_blocks(layer, target, rows, dot)
         blocks = float(_count_blocks(layer.sparse, rows))
         each = rate("block", target) + rate("block_fma", target) * max(1.0, rows / lanes)
         return Cost(
@@ -168,6 +196,25 @@ def block(rows: int) -> Callable[[Layer, Target, int], Cost]:
         )
 
     return estimate
+
+
+def _dot_blocks(layer: Layer, target: Target, rows: int, dot: str) -> Cost:
+    """The same by dot products of `each` blocks of a band side by side, of which half a group a band is filled up."""
+    how, blocks, bands = DOTS[dot], float(_count_blocks(layer.sparse, rows)), layer.rows / rows
+    groups = blocks / how.each + (how.each - 1) / how.each * bands
+    each = rate(f"block_{dot}", target) + rate(f"block_fma_{dot}", target) * rows / how.rows
+    stored = groups * how.each * rows
+    tile = rate(f"block_tile_{dot}", target) * stored + _rounding(layer.columns, target, how)
+    return Cost(
+        cycles=each * groups
+        + rate("block_group", target) * bands
+        + _rounding(layer.columns / 4, target, how),
+        tile=tile,
+        stored=stored,
+        bytes=stored * 4 + groups * how.each * 2,
+        note=f"{layer.sparse.nnz / max(1.0, stored):.0%} of the blocks' values are nonzeros",
+        dot=dot,
+    )
 
 
 def _fma(layer: Layer, target: Target, lanes: int) -> float:

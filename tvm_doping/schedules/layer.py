@@ -8,6 +8,7 @@ from functools import cached_property
 from scipy import sparse as sp
 
 from tvm_doping.kernels.plan import Alternative, Config, Part
+from tvm_doping.sparsity.dots import DotName
 from tvm_doping.sparsity.formats.perm import count_slots
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
@@ -60,7 +61,7 @@ class Layer:
 class Candidate:
     """One way to run a product.
 
-    values  how the values of S and of dense matrices are stored.
+    values  how the values of S and of dense matrices are stored; dot: the instruction that multiplies those (plan.Product).
     format  of S; None where S is empty; DENSE: the structured part and S multiplied out.
     cycles  what the product is predicted to take for one stream; tile_cycles: for Config.tile. bytes: of weights.
     alternatives  all that was weighed, this one too.
@@ -74,6 +75,7 @@ class Candidate:
     bytes: float
     reason: str
     values: ValueType = "fp32"
+    dot: DotName = ""
     alternatives: tuple[Alternative, ...] = ()
 
 

@@ -50,6 +50,7 @@ def choice_of(plan: LstmPlan | LinearPlan) -> Choice:
             params=full_params(product.sparse, product.params),
             stripes=product.stripes,
             values=product.values,
+            dot=product.dot,
             order=product.part.order,
         )
     numbers = {key: value for key, value in asdict(plan.config).items() if key in Numbers.model_fields}
@@ -80,7 +81,7 @@ def key_of(layers: Mapping[str, Layer], threads: int) -> Key:
 def _product(layer: Layer, predicted: Product, way: Way) -> Product:
     if way.format == DENSE:
         part = Part(kind="dense", shape=layer.part.shape)
-        return replace(predicted, part=part, sparse=None, nnz=0, params={}, values=way.values)
+        return replace(predicted, part=part, sparse=None, nnz=0, params={}, values=way.values, dot=way.dot)
     part = layer.part
     if part.kind == "kronecker":
         part = replace(part, order=way.order)
@@ -93,6 +94,7 @@ def _product(layer: Layer, predicted: Product, way: Way) -> Product:
         params=way.params,
         stripes=way.stripes,
         values=way.values,
+        dot=way.dot,
     )
 
 

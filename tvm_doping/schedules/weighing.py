@@ -17,6 +17,7 @@ from tvm_doping.schedules import costs
 from tvm_doping.schedules.costs import Cost
 from tvm_doping.schedules.layer import DENSE, Candidate, Declined, Layer
 from tvm_doping.schedules.rates import rate
+from tvm_doping.sparsity.dots import DOTS, DotName
 from tvm_doping.sparsity.values import VALUE_BYTES, ValueType
 from tvm_doping.targets import Target
 
@@ -39,18 +40,20 @@ class Kind:
     pair       of a tile of so many vectors, times a tile of one, what a format takes on a target;
     registers  vector registers of a target; steps: vectors of a tile of steps; gather: as in Config, for a target;
     types      how values may be stored, and why not narrower, "" where they may;
+    dots       the instructions that multiply narrow values as they are (sparsity.dots), which a layer may have on a target;
     lanes      of formats whose kernels work on shorter vectors than the target's; full: of those that take whole registers.
     """
 
     name: str
-    estimates: Mapping[str, Callable[[Layer, Target, int], Cost]]
+    estimates: Mapping[str, Callable[..., Cost]]
     refusal: Callable[[str, Layer, Target], str | None]
     widths: Callable[[Layer, Target], tuple[tuple[int, int], ...]]
     registers: Callable[[Target], int]
     types: Callable[[Layer, Target], tuple[tuple[ValueType, ...], str]]
-    pair: Callable[[str | None, int, Layer, Target], float]
+    pair: Callable[[str | None, int, Layer, Target, str], float]
     steps: int = 1
     gather: Callable[[Target], Gather] = lambda target: ""
+    dots: Callable[[Layer, Target], tuple[DotName, ...]] = lambda layer, target: ()
     lanes: Mapping[str, int]
     full: tuple[str, ...] = ()
 
@@ -93,24 +96,38 @@ def space(kind: Kind, layer: Layer, target: Target) -> list[Candidate]:
     names = [name for name in kind.estimates if _refusal(kind, name, layer, target) is None]
     found: list[Candidate] = []
     for lanes, vectors in kind.widths(layer, target):
-        part = costs.structured(layer, target, lanes)
-        ways: list[tuple[str | None, Cost, Cost]] = []  # the format, what it costs, and what goes with it
-        if layer.sparse.nnz:
-            ways = [
-                (name, kind.estimates[name](layer, target, lanes), part)
-                for name in names
-                if name not in kind.full or lanes == target.lanes
-            ]
-        elif layer.part.kind != "dense":
-            ways = [(None, costs.NOTHING, part)]
-        if layer.part.kind != "zero" or layer.sparse.nnz:
-            ways.append((DENSE, costs.dense(layer, target, lanes), costs.NOTHING))
         found += [
             _candidate(kind, name, cost, extra, layer, target, (lanes, vectors), values)
-            for name, cost, extra in ways
+            for name, cost, extra in _ways(kind, names, layer, target, lanes)
             for values in _stored_as(kind, name, cost.stored + extra.stored, layer, target)
         ]
+        found += [
+            _candidate(kind, name, cost, extra, layer, target, (lanes, vectors), DOTS[dot].values, dot)
+            for dot in kind.dots(layer, target)
+            for name, cost, extra in _ways(kind, names, layer, target, lanes, dot)
+            if dot in (cost.dot, extra.dot)
+        ]
     return found
+
+
+def _ways(
+    kind: Kind, names: list[str], layer: Layer, target: Target, lanes: int, dot: str = ""
+) -> list[tuple[str | None, Cost, Cost]]:
+    """The format, what it costs, and what the part beside it costs; by an instruction where it serves them."""
+    part = costs.structured(layer, target, lanes, dot)
+    ways: list[tuple[str | None, Cost, Cost]] = []
+    if layer.sparse.nnz:
+        served = DOTS[dot].formats if dot else ()
+        ways = [
+            (name, kind.estimates[name](layer, target, lanes, *([dot] if name in served else [])), part)
+            for name in names
+            if name not in kind.full or lanes == target.lanes
+        ]
+    elif layer.part.kind != "dense":
+        ways = [(None, costs.NOTHING, part)]
+    if layer.part.kind != "zero" or layer.sparse.nnz:
+        ways.append((DENSE, costs.dense(layer, target, lanes, dot), costs.NOTHING))
+    return ways
 
 
 def _time(c: Candidate, layer: Layer) -> float:
@@ -128,6 +145,7 @@ def _alternative(c: Candidate, layer: Layer) -> Alternative:
         cycles=round(_time(c, layer)),
         bytes=round(c.bytes),
         reason=c.reason,
+        dot=c.dot,
     )
 
 
@@ -158,11 +176,14 @@ def _candidate(
     target: Target,
     width: tuple[int, int],
     values: ValueType,
+    dot: DotName = "",
 ) -> Candidate:
     """S in a format, and the structured part `extra` beside it; width: lanes and vectors."""
     lanes, vectors = width
-    wider = (kind.pair(name, vectors, layer, target), kind.pair(DENSE, vectors, layer, target))
-    steps = (kind.pair(name, kind.steps, layer, target), kind.pair(DENSE, kind.steps, layer, target))
+    wider, steps = (
+        [kind.pair(each, v, layer, target, some.dot) for each, some in ((name, cost), (DENSE, extra))]
+        for v in (vectors, kind.steps)
+    )
     if values != "fp32":
         cost, extra = (
             _narrow(kind, each, some, values, target, lanes) for each, some in ((name, cost), (DENSE, extra))
@@ -177,6 +198,8 @@ def _candidate(
         tile += max(read, each.tile * factor)
     bound = "reading" if transfer > 0.5 * cycles else "computing"
     stored = "" if values == "fp32" else f", {values} values"
+    if dot:
+        stored += f" and inputs, by {dot}"
     return Candidate(
         format=name,
         params=cost.params,
@@ -187,14 +210,17 @@ def _candidate(
         reason=f"{cost.note}{stored}{kind.types(layer, target)[1]}; "
         f"{cycles / 1000:.3g}k cycles a step predicted, bound by {bound}",
         values=values,
+        dot=dot,
     )
 
 
 def _narrow(kind: Kind, name: str | None, cost: Cost, values: ValueType, target: Target, lanes: int) -> Cost:
     """The same with values stored in fewer bytes."""
     size = cost.bytes - (4 - VALUE_BYTES[values]) * cost.stored
-    if name == DENSE:
-        return replace(cost, bytes=size)  # bound by reading: never slower for being narrow
+    if name == DENSE or cost.dot:
+        return replace(
+            cost, bytes=size
+        )  # bound by reading: never slower for being narrow; or multiplied as they are
     widened = rate("widen_one", target)
     if name != "csr":
         widened = rate("widen", target) / min(lanes, kind.lanes.get(name or "", lanes))

@@ -39,7 +39,7 @@ def _widths(layer: Layer, target: Target) -> tuple[tuple[int, int], ...]:
     return ((half, 1), (lanes, 1)) if 1 < layer.batch <= half else ((lanes, 1),)
 
 
-def _pair(name: str | None, vectors: int, layer: Layer, target: Target) -> float:
+def _pair(name: str | None, vectors: int, layer: Layer, target: Target, dot: str) -> float:
     if vectors == 1:
         return 1.0
     group = _GROUP_ENTRY_BYTES * layer.sparse.nnz / layer.rows

@@ -9,11 +9,15 @@ but `fmla`, of cores that have no `fmlal`, sums sixteen products at a time in fp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from tvm_doping.sparsity.formats.base import sum_runs
 from tvm_doping.sparsity.values import Array, ValueType, round_bf16
 
+# "": none, values are widened and inputs stay fp32. Of two for a type the better one is the first.
+DotName = Literal["", "bfdot", "smmla", "sdot", "fmlal", "fmla"]
 _INT8 = 127
 # Inputs below are taken for 0: their scale would not be a normal number.
 SMALLEST = 1e-30
@@ -90,15 +94,13 @@ def runs(dot: Dot, columns: Array, z: Array, pointers: Array) -> Array:
     """(..., R, b): for each of R runs the sum of columns[k] z[..., k], columns (K, b), `terms` at a time in fp16."""
     lengths = np.diff(pointers)
     place = np.arange(pointers[-1]) - np.repeat(pointers[:-1], lengths)
-    short = -(-lengths // dot.terms)
-    first = np.concatenate([[0], np.cumsum(short)])
+    first = np.concatenate([[0], np.cumsum(-(-lengths // dot.terms))])
     group = np.repeat(first[:-1], lengths) + place // dot.terms
     sums = np.zeros((*z.shape[:-1], first[-1], columns.shape[1]), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for term in range(dot.terms):
             some = np.flatnonzero(place % dot.terms == term)
-            added = sums[..., group[some], :] + z[..., some, None] * columns[some]
+            # in float64 the product is exact, and so is mostly the sum, before it is rounded once
+            added = sums[..., group[some], :] + z[..., some, None].astype(np.float64) * columns[some]
             sums[..., group[some], :] = added.astype(np.float16)
-    total = np.zeros((*z.shape[:-1], len(lengths), columns.shape[1]), np.float32)
-    np.add.at(total, (..., np.repeat(np.arange(len(lengths)), short), slice(None)), sums)
-    return total
+    return sum_runs(sums, first, axis=-2)

@@ -141,7 +141,7 @@ class Space:
             row += [math.log2(1 + v) for v in (predicted.cycles, predicted.tile_cycles, predicted.bytes)]
             row += [float(way.format == known) for known in _NAMES]
             row += [way.params.get(key, -1) for key in ("multiple", "grouped", "window")]
-            row += [VALUE_BYTES[way.values], way.order == "left", way.stripes]
+            row += [VALUE_BYTES[way.values], bool(way.dot), way.order == "left", way.stripes]
         return np.array(row, "float32")
 
 
@@ -192,10 +192,10 @@ def _ways(layer: Layer, target: Target) -> dict[tuple[str, int], tuple[Way, Cand
         several = [candidate.params, *_PARAMS.get(candidate.format or "", ())]
         for params in [{}] if dense or candidate.format is None else several:
             whole = full_params(candidate.format, params)
-            way = Way(format=candidate.format, params=whole, values=candidate.values)
+            way = Way(format=candidate.format, params=whole, values=candidate.values, dot=candidate.dot)
             found[_id(way), candidate.config.lanes] = (way, candidate)
     return found
 
 
 def _id(way: Way) -> str:
-    return f"{way.format} {sorted(way.params.items())} {way.values}"
+    return f"{way.format} {sorted(way.params.items())} {way.values} {way.dot}"
