@@ -80,19 +80,7 @@ def cases(target: str) -> Iterator[Case]:
     """All kernels on one core of each instruction set; on the others those whose code its schedule numbers may change."""
     yield from (Case(operation="linear", format=name) for name in FORMATS)
     yield from (Case(operation="lstm", format=name) for name in ("csr", "sell16"))
-    for name, dot in DOTS.items():
-        if TARGETS[target].has(dot.feature):
-            yield Case(operation="lstm", family="dense", dot=name)
-            yield from (
-                Case(operation="linear", family=family, dot=name, batch=batch)
-                for family in ("dense", "hybrid")
-                for batch in (1, 5, 16)
-            )
-            yield from (
-                Case(operation="linear", family="low_rank", format=format, dot=name, batch=batch)
-                for format in dot.formats
-                for batch in (1, 5, 16)
-            )
+    yield from _dots(target)
     if target not in ("cortex-a72", "neoverse-v1"):
         return
     yield from (Case(operation="linear", format=name, values=v) for name in FORMATS for v in VALUES)
@@ -103,6 +91,19 @@ def cases(target: str) -> Iterator[Case]:
     yield from (Case(operation="linear", format=name, batch=16) for name in ("csr", "sell16", "block8"))
     yield from (Case(operation="lstm", format=name) for name in ("block4", "block8", "block16"))
     yield from (Case(operation="lstm", family=name, reverse=True) for name in FAMILIES)
+
+
+def _dots(target: str) -> Iterator[Case]:
+    """Every dot product that a core has, on one of each instruction set: single streams, and tiles of 4, 8 and 16."""
+    for name, dot in DOTS.items():
+        if target not in ("cortex-a76", "neoverse-v1") or not TARGETS[target].has(dot.feature):
+            continue
+        yield Case(operation="lstm", family="dense", dot=name)
+        yield from (Case(operation="linear", family="dense", dot=name, batch=batch) for batch in (1, 5, 16))
+        yield Case(operation="linear", family="hybrid", dot=name)
+        yield from (Case(operation="linear", family="zero", format=f, dot=name) for f in dot.formats)
+        if dot.formats:
+            yield Case(operation="linear", family="zero", format="block16", dot=name, batch=16)
 
 
 def prepared(target: str, folder: Path) -> tuple[Emulator, dict[str, list[np.ndarray]]]:

@@ -59,6 +59,9 @@ _X86: dict[str, tuple[float, float]] = {
     # To widen a vector of narrow values: a conversion that takes its operand from memory, beside which little else changes; a
     # scalar of CSR, which has to go through a vector register.
     "widen": (0.1, 0.1),
+    "widen_dense_fp16": (0.0, 0.0),
+    "widen_dense_bf16": (0.0, 0.0),
+    "widen_dense_int8": (0.0, 0.0),
     "widen_one": (0.1, 0.1),
 }
 
@@ -140,5 +143,9 @@ _ARM: dict[str, tuple[float, ...]] = {
     "round_fp16": (0.0, 0.0, 4.0, 4.0, 2.0, 2.0),
     "round_int8": (0.0, 0.0, 10.0, 10.0, 8.0, 8.0),
     "widen": (2.0, 1.0, 0.5, 0.5, 0.35, 0.35),
+    # Of a dense matrix, which the A53 and the A72 are taken to wait for. `fcvtl` has one unit, for two cycles on the A76.
+    "widen_dense_fp16": (0.0, 0.0, 1.37, 1.37, 0.5, 0.5),
+    "widen_dense_bf16": (0.0, 0.0, 0.37, 0.37, 0.0, 0.0),
+    "widen_dense_int8": (0.0, 0.0, 0.87, 0.87, 0.75, 0.75),
     "widen_one": (0.5, 0.25, 0.125, 0.125, 0.1, 0.1),
 }

@@ -217,10 +217,11 @@ def _candidate(
 def _narrow(kind: Kind, name: str | None, cost: Cost, values: ValueType, target: Target, lanes: int) -> Cost:
     """The same with values stored in fewer bytes."""
     size = cost.bytes - (4 - VALUE_BYTES[values]) * cost.stored
-    if name == DENSE or cost.dot:
-        return replace(
-            cost, bytes=size
-        )  # bound by reading: never slower for being narrow; or multiplied as they are
+    if cost.dot:  # multiplied as they are
+        return replace(cost, bytes=size)
+    if name == DENSE:  # a tile widens them once for all of its streams
+        widened = rate(f"widen_dense_{values}", target) / lanes
+        return replace(cost, bytes=size, cycles=cost.cycles + widened * cost.stored)
     widened = rate("widen_one", target)
     if name != "csr":
         widened = rate("widen", target) / min(lanes, kind.lanes.get(name or "", lanes))
