@@ -103,15 +103,15 @@ def compile(
                runs, with the same results;
     dump       a folder that gets the IR after each pass; of several targets a folder in it for each;
     precision  how low the stored values of weights may go, "exact" (fp32), "fp16", "bf16" or "int8"; arithmetic is fp32
-               whatever is stored, but for the formats perm64 and mma16; what it costs is measured and stands in the manifest
-               (`precision_error`);
+               whatever is stored, but for the formats perm64 and mma16 and the dot products of Arm cores, which round inputs as well;
+               what it costs is measured and stands in the manifest (`precision_error`);
     force      {"format": name}: the sparse format of every weight that has an S; {"structure": "dense"}: weights as
                they are, no structure is looked for; {"structure": "kept"}: none is multiplied out, even where dense is faster;
     records    tuning records to use, where one is near a layer and nothing is forced: "auto" those that ship and those that
                `tvm-doping tune` wrote here, a folder, or None: every choice is predicted;
     tolerance  largest difference from PyTorch, relative to max(1, largest output); of a precision other than exact, from
-               the model with its weights as they are stored. It grows to what the precision costs where one of these formats,
-               which round x as well, was chosen: numbers are not always rounded the same way.
+               the model with its weights as they are stored. It grows to what the precision costs where inputs are rounded
+               as well: numbers are not always rounded the same way.
 
     Raises UnsupportedModel for what cannot be imported, ScheduleError for a forced choice that no schedule
     accepts, DopingError where compiled code and PyTorch differ by more than the tolerance.

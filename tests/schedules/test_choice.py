@@ -10,8 +10,9 @@ from scipy import sparse as sp
 
 from tvm_doping import schedules, structures, targets
 from tvm_doping.errors import ScheduleError
-from tvm_doping.kernels import LstmPlan
+from tvm_doping.kernels import LinearPlan, LstmPlan
 from tvm_doping.schedules import arm, x86
+from tvm_doping.sparsity.values import Precision
 
 
 def doped(m: int, n: int, density: float, block: int = 1) -> structures.Doped:
@@ -223,3 +224,57 @@ def test_arm_stores_fp16_wherever_it_may() -> None:
     layer = replace(schedules.layer_of(doped(2560, 640, 0.05)), precision="fp16")
     answer = arm.choose(layer, targets.resolve("cortex-a72"))
     assert isinstance(answer, schedules.Candidate) and answer.format == "sell16"
+
+
+# What a core has for a precision; the best of several.
+DOTS = [
+    ("cortex-a53", "fp16", ""),
+    ("cortex-a72", "int8", ""),
+    ("cortex-a76", "fp16", "fmla"),
+    ("cortex-a76", "bf16", ""),
+    ("neoverse-n1", "int8", "sdot"),
+    ("neoverse-v1", "bf16", "bfdot"),
+    ("neoverse-v1", "int8", "smmla"),
+    ("neoverse-v1", "fp16", "fmlal"),
+    ("apple-m1", "fp16", "fmlal"),
+    ("apple-m1", "int8", "sdot"),
+]
+
+
+@pytest.mark.parametrize(("target", "precision", "dot"), DOTS)
+def test_arm_multiplies_narrow_values_as_they_are_where_the_core_can(
+    target: str, precision: Precision, dot: str
+) -> None:
+    layer = schedules.layer_of(structures.Dense(np.ones((512, 64), "float32")), batch=16)
+    machine = targets.resolve(target)
+    exact, narrow = (arm.choose(one, machine) for one in (layer, replace(layer, precision=precision)))
+    assert isinstance(exact, schedules.Candidate) and isinstance(narrow, schedules.Candidate)
+    assert exact.dot == "" and (narrow.dot, narrow.values) == (dot, precision)
+    assert {other.dot for other in narrow.alternatives} == {"", dot}
+    if not dot:
+        assert f"{target} has no product of {precision}" in narrow.reason
+        return
+    assert f"{precision} values and inputs, by {dot}" in narrow.reason
+    assert narrow.tile_cycles / narrow.config.tile < 0.95 * exact.tile_cycles / exact.config.tile
+
+
+def test_a_weight_that_is_read_from_memory_keeps_its_inputs() -> None:
+    """Where reading takes longest, rounding the inputs would save nothing."""
+    layer = schedules.layer_of(structures.Dense(np.ones((20000, 640), "float32")))
+    answer = arm.choose(replace(layer, precision="bf16"), targets.resolve("neoverse-v1"))
+    assert isinstance(answer, schedules.Candidate)
+    assert (answer.values, answer.dot) == ("bf16", "") and "bound by reading" in answer.reason
+
+
+def test_integer_sums_that_might_not_fit_are_not_made() -> None:
+    wide = schedules.layer_of(structures.Dense(np.ones((8, 2**17 + 1), "float32")), batch=16)
+    answer = arm.choose(replace(wide, precision="int8"), targets.resolve("neoverse-v1"))
+    assert isinstance(answer, schedules.Candidate) and answer.dot == ""
+
+
+def test_blocks_of_bf16_and_fp16_by_dot_products() -> None:
+    w, machine = doped(2560, 640, 0.05, 16), targets.resolve("neoverse-v1")
+    for precision, dot in (("bf16", "bfdot"), ("fp16", "fmlal"), ("int8", "")):
+        plan = schedules.choose_linear(w, target=machine, precision=precision)
+        assert (plan.product.sparse, plan.product.dot) == ("block16", dot)
+        assert LinearPlan.from_json(plan.to_json()) == plan
