@@ -101,7 +101,7 @@ def test_a_number_that_is_none_reaches_its_stream_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", ["bfdot", "sdot"])
 def test_lstm(name: str) -> None:
-    """Both products, inputs projected ahead, shared by threads or not: NumPy's results up to what one flip of a rounding makes."""
+    """Both products, inputs projected ahead: NumPy's results, up to what a number makes that is rounded the other way."""
     machine, rng = target_or_skip("x86-64-v3"), np.random.default_rng(2)
     ih, hh = (structure(rng, "dense", 4 * HIDDEN, n) for n in (INPUTS, HIDDEN))
     plan = planned(schedules.choose_lstm(ih, hh, reverse=False, target=ARM), name, 4)

@@ -16,6 +16,7 @@ from tvm_doping import schedules, targets
 from tvm_doping.kernels import linear, lstm
 from tvm_doping.kernels.emit import REGION
 from tvm_doping.kernels.sparse import EMITTERS, ROUNDING
+from tvm_doping.sparsity.dots import DOTS
 
 
 def statements(node: Any) -> Iterator[Any]:
@@ -57,3 +58,17 @@ def test_only_divided_loops_write(format: str, family: str) -> None:
     one = schedules.choose_linear(w[0], **options)
     one = replace(one, config=replace(one.config, shared=True))
     check(linear.prim_func(one, linear.pack(one, w[0], np.zeros(4 * HIDDEN, "float32"))))
+
+
+@pytest.mark.parametrize("name", DOTS)
+def test_only_divided_loops_write_inputs_that_are_rounded(name: str) -> None:
+    dot, target = DOTS[name], targets.resolve("neoverse-v1")
+    for family, format in (("hybrid", None), *(("dense", format) for format in dot.formats)):
+        w = doped(family, 0.25)
+        force = {"structure": "kept", **({"format": format} if format else {})}
+        plan = schedules.choose_lstm(*w, reverse=False, target=target, force=force)
+        products = {
+            key: replace(getattr(plan, key), values=dot.values, dot=name) for key in type(plan).products
+        }
+        plan = replace(plan, config=replace(plan.config, shared=True), **products)
+        check(lstm.prim_func(plan, lstm.pack(plan, *w, np.zeros(4 * HIDDEN, "float32"))))

@@ -274,7 +274,8 @@ def test_integer_sums_that_might_not_fit_are_not_made() -> None:
 
 def test_blocks_of_bf16_and_fp16_by_dot_products() -> None:
     w, machine = doped(2560, 640, 0.05, 16), targets.resolve("neoverse-v1")
-    for precision, dot in (("bf16", "bfdot"), ("fp16", "fmlal"), ("int8", "")):
+    wanted: dict[Precision, str] = {"bf16": "bfdot", "fp16": "fmlal", "int8": ""}
+    for precision, dot in wanted.items():
         plan = schedules.choose_linear(w, target=machine, precision=precision)
         assert (plan.product.sparse, plan.product.dot) == ("block16", dot)
         assert LinearPlan.from_json(plan.to_json()) == plan
