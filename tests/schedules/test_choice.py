@@ -245,7 +245,7 @@ DOTS = [
 def test_arm_multiplies_narrow_values_as_they_are_where_the_core_can(
     target: str, precision: Precision, dot: str
 ) -> None:
-    layer = schedules.layer_of(structures.Dense(np.ones((512, 64), "float32")), batch=16)
+    layer = schedules.layer_of(structures.Dense(np.ones((512, 64), "float32")))
     machine = targets.resolve(target)
     exact, narrow = (arm.choose(one, machine) for one in (layer, replace(layer, precision=precision)))
     assert isinstance(exact, schedules.Candidate) and isinstance(narrow, schedules.Candidate)
@@ -255,7 +255,7 @@ def test_arm_multiplies_narrow_values_as_they_are_where_the_core_can(
         assert f"{target} has no product of {precision}" in narrow.reason
         return
     assert f"{precision} values and inputs, by {dot}" in narrow.reason
-    assert narrow.tile_cycles / narrow.config.tile < 0.95 * exact.tile_cycles / exact.config.tile
+    assert narrow.cycles < 0.8 * exact.cycles
 
 
 def test_a_weight_that_is_read_from_memory_keeps_its_inputs() -> None:
