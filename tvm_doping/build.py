@@ -103,8 +103,8 @@ def compile(
                runs, with the same results;
     dump       a folder that gets the IR after each pass; of several targets a folder in it for each;
     precision  how low the stored values of weights may go, "exact" (fp32), "fp16", "bf16" or "int8"; arithmetic is fp32
-               whatever is stored, but for the formats perm64 and mma16 and the dot products of Arm cores, which round inputs as well;
-               what it costs is measured and stands in the manifest (`precision_error`);
+               whatever is stored, but for the formats perm64 and mma16 and the dot products of Arm cores, which round inputs
+               as well; what it costs is measured and stands in the manifest (`precision_error`);
     force      {"format": name}: the sparse format of every weight that has an S; {"structure": "dense"}: weights as
                they are, no structure is looked for; {"structure": "kept"}: none is multiplied out, even where dense is faster;
     records    tuning records to use, where one is near a layer and nothing is forced: "auto" those that ship and those that
