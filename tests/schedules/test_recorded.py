@@ -17,7 +17,7 @@ from tvm_doping.records import Book, Choice, Record, RecordFile, save
 from tvm_doping.schedules.layer import Layer
 from tvm_doping.schedules.recorded import apply, choice_of, key_of
 
-OTHER = {"csr": {"multiple": 2}, "sell16": {"window": 16}, "block4": {}, "dense": {}}
+OTHER = {"csr": {"multiple": 2}, "sell16": {"window": 16}, "block4": {"each": 1}, "dense": {}}
 
 
 def layers(w: tuple[Any, Any]) -> dict[str, Layer]:
