@@ -10,9 +10,9 @@ from tvm_doping.errors import DataError
 
 
 def read_text(path: Path, split: str) -> str:
-    """The text of a split's file, UTF-8. Raises DataError for a file that is missing, unreadable, or blank."""
+    """The text of a split's file, UTF-8, without the mark that some programs begin it with. Raises DataError for a file that is missing, unreadable, or blank."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{split} split", f"a file {path}", "none there", "Put it there.") from None
     except (UnicodeDecodeError, OSError) as error:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tvm_doping.errors import DataError
 from tvm_doping.models.tasks.protocol import SPLITS
 from tvm_doping.models.tasks.reading import read_text
 
-# Names of a column that is no input; those of ISO 8601 are checked to be evenly spaced.
+# Names of a column that is no input; those of ISO 8601 are checked to go forward by equal steps.
 _TIMES = ("time", "date", "datetime", "timestamp")
 _SHARES = (0.7, 0.8)  # of one file: where the validation and the test split begin
 _NEEDS = "a folder with train.csv, valid.csv and test.csv, or with one .csv file"
@@ -82,7 +82,7 @@ class Series:
 
 def csv_files(folder: Path, **chosen: Any) -> Series:
     """`{train,valid,test}.csv`, or one .csv file, whose first 70 % of rows are to train on, the next 10 % to validate and the
-    last 20 % to test. A line of column names, then a row for each time step, in order, all cells numbers but those of a
+    last 20 % to test. A line of column names, then a row for each time step, the oldest first, all cells numbers but those of a
     column called time, date, datetime or timestamp, which is no input.
 
     chosen: columns, target, window, horizon, season of the recipe. Raises DataError for what is missing, no number, uneven in
@@ -165,7 +165,7 @@ def chosen_series(
 
 def _table(path: Path, split: str, columns: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of the columns of numbers, all or the chosen ones, and their rows in float32."""
-    reader = csv.reader(read_text(path, split).removeprefix("\ufeff").splitlines())
+    reader = csv.reader(read_text(path, split).splitlines())
     try:
         first, *cells = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except csv.Error as error:
@@ -174,8 +174,8 @@ def _table(path: Path, split: str, columns: Sequence[str] | None) -> tuple[tuple
         ) from error
     names = first[1]
     if len(set(names)) != len(names) or not all(names) or any(map(_is_number, names)):
-        got = ", ".join(names)[:200]
-        raise DataError(f"first line of {path}", "the columns' names, all different", got, "Correct it.")
+        needs, got = "the columns' names, all different, no numbers", ", ".join(names)[:200]
+        raise DataError(f"first line of {path}", needs, got, "Correct it.")
     for line, row in cells:
         if len(row) != len(names):
             needs = f"{len(names)} cells, as in the first"
@@ -225,12 +225,19 @@ def _is_number(text: str) -> bool:
 
 
 def _check_even(texts: Sequence[str], what: str) -> None:
-    """Raises DataError where times in ISO 8601 are not evenly spaced; others are taken to be."""
+    """Raises DataError where one is blank, and where times in ISO 8601 do not go forward by equal steps; others are taken to."""
+    if not all(texts):
+        blank = list(texts).index("")
+        got = f"none after {texts[blank - 1]}" if blank else "none in the first"
+        raise DataError(what, "a time in each row", got, "Fill the gap, or take the column out.")
     try:
         times = [datetime.fromisoformat(text) for text in texts]
         steps = [b - a for a, b in pairwise(times)]
     except (ValueError, TypeError):  # other forms; some with a time zone and some without
         return
+    if steps and steps[0] <= timedelta(0):
+        got = f"{texts[1]} after {texts[0]}"
+        raise DataError(what, "times that go forward", got, "Put the rows in order, each time once.")
     uneven = next((i for i, step in enumerate(steps) if step != steps[0]), None)
     if uneven is not None:
         got = f"{steps[uneven]} from {texts[uneven]} to {texts[uneven + 1]}"
