@@ -109,7 +109,11 @@ def test_three_files_and_a_constant_column(tmp_path: Path) -> None:
         (table(200).replace(",7,70", ",7,nan"), {}, "line 9 .*column cold.*'nan'"),
         (table(200).replace(",7,70", ",7,1e39"), {}, "line 9 .*column cold.*'1e39'"),
         (table(200).replace("2024-01-01 07:00,7,70\n", ""), {}, "column time.*1:00:00 apart.*2:00:00 from"),
-        ("time,load,cold\n" + "\n".join(table(200).splitlines()[:0:-1]), {}, "go forward.*06:00 after 2024-01-09 07:00"),
+        (
+            "time,load,cold\n" + "\n".join(table(200).splitlines()[:0:-1]),
+            {},
+            "go forward.*06:00 after 2024-01-09 07:00",
+        ),
         (re.sub(r" \d\d:00", "", table(200)), {}, "go forward.*each time once"),
         (re.sub(r"2024-01-01 07:00", "", table(200)), {}, "a time in each row.*after 2024-01-01 06:00"),
         ("time\n" + "1\n" * 200, {}, "at least one column of numbers"),

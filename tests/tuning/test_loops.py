@@ -22,9 +22,12 @@ from tvm_doping.kernels import traced
 from tvm_doping.passes import Context
 from tvm_doping.records import Book, LoopFile, LoopRecord, read, save
 from tvm_doping.tuning import device_of, tune
-from tvm_doping.tuning.loops import LoopTask, loop_tasks
+from tvm_doping.tuning.log import Log
+from tvm_doping.tuning.loops import LoopTask, LoopTrials, loop_tasks, said
+from tvm_doping.tuning.measure import Job
 from tvm_doping.tuning.rules import Rules
 from tvm_doping.tuning.tasks import imported_of
+from tvm_doping.tuning.trials import Budget
 
 TARGET = targets.resolve("auto")
 
@@ -154,26 +157,63 @@ def test_of_two_records_the_faster_is_kept_and_another_tvm_takes_none(folder: Pa
     assert book.loops(key.hash, key.tvm, replace(TARGET, name="x86-64-v2")) is None
 
 
+class Fake:
+    """In place of `Workers`: each trace takes the time of its turn, or fails."""
+
+    def __init__(self, error: str = "") -> None:
+        self.error, self.asked = error, 0
+
+    def run(self, requests: Any) -> Any:
+        for name, request in requests.items():
+            self.asked += 1
+            us = [[10.0], *([9.0 + self.asked % 3] for _ in request["plans"][1:])]
+            reply = {"error": self.error, "kind": "error"} if self.error else {"us": [{"35": t} for t in us]}
+            yield name, {**reply, "seconds": 0.1}
+
+
+def _trials(folder: Path, workers: Any, trials: int) -> tuple[LoopTrials, list[dict[str, Any]]]:
+    log = Log(folder, resume=True)
+    job = Job(steps=(1, 35), batch=1, threads=1)
+    search = LoopTrials(tasks()[1], TARGET, workers, log, job, timeout=60, echo=lambda line: None)
+    search.run(Budget(trials=trials), "random")
+    log.close()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return search, [line for line in lines if "trace" in line]
+
+
+def test_a_search_by_chance_goes_on_with_other_traces(tmp_path: Path) -> None:
+    _, before = _trials(tmp_path, Fake(), 8)
+    _, lines = _trials(tmp_path, Fake(), 16)
+    assert lines[:8] == before and len({json.dumps(line["trace"]) for line in lines}) == 16
+
+
+def test_candidates_that_all_fail_are_not_said_to_be_slow(tmp_path: Path) -> None:
+    search, lines = _trials(tmp_path, Fake("no compiler"), 8)
+    assert len(lines) == 8
+    told = said(search.task, None, search.reason)
+    assert "no candidate ran (no compiler)" in told and "as fast" not in told
+
+
 @pytest.mark.slow
 def test_a_job_tunes_them_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_doping.tuning.STEPS", (35,))
-    said: list[str] = []
+    told: list[str] = []
     options: dict[str, Any] = {
         "log": tmp_path / "log",
         "records": tmp_path / "r",
         "jobs": 1,
         "only": "conv1d",
     }
-    paths = tune(model(), trials=2, example=EXAMPLE, echo=said.append, **options)
+    paths = tune(model(), trials=2, example=EXAMPLE, echo=told.append, **options)
     lines = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
     assert [line["T"] for line in lines if "trace" in line] == [35, 35]
     assert not [line for line in lines if "error" in line] and "finalists" in lines[-1]
-    assert any("2 of 2 candidates" in text for text in said)
+    assert any("2 of 2 candidates" in text for text in told)
     for path in paths:
         (found,) = read(path).records
-        assert path.name == "loops.json" and found.gain > 1 and "us at T = 35" in said[-1]
-    assert paths or "no record" in said[-1]
-    tune(model(), trials=3, example=EXAMPLE, resume=True, echo=said.append, **options)
+        assert path.name == "loops.json" and found.gain > 1 and "us at T = 35" in told[-1]
+    assert paths or "no record" in told[-1]
+    tune(model(), trials=3, example=EXAMPLE, resume=True, echo=told.append, **options)
     again = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
     assert again[: len(lines)] == lines and len([line for line in again if "trace" in line]) == 3
     assert not [entry for entry in (tmp_path / "log").iterdir() if entry.is_dir()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tvm_doping.errors import TuningError
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.measure import Job
 from tvm_doping.tuning.space import space_of
-from tvm_doping.tuning.trials import Best, Budget, Trials
+from tvm_doping.tuning.tasks import Task
+from tvm_doping.tuning.trials import Best, Budget, Strategy, Trials
 
 TARGET = targets.resolve("auto")
 TASK = next(task for task in tasks() if task.operation == "lstm")
@@ -47,6 +49,7 @@ def job(
     budget: Budget,
     replies: Callable[[int, list[str]], dict[str, Any]] = lambda number, plans: timed(plans),
     said: list[str] | None = None,
+    strategy: Strategy = "xgboost",
 ) -> tuple[Best, list[dict[str, Any]], Fake]:
     """The best, the lines of the log that have a candidate, and the workers."""
     log = Log(folder, resume=True)
@@ -55,7 +58,7 @@ def job(
         echo = (said if said is not None else []).append
         settings = Job(steps=(1, 35), batch=1, threads=1)
         trials = Trials(space_of(TASK, TARGET), TARGET, workers, log, settings, timeout=60, echo=echo)
-        best = trials.run(budget)
+        best = trials.run(budget, strategy)
     finally:
         log.close()
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
@@ -122,10 +125,32 @@ def test_no_candidate_is_begun_when_time_is_up(tmp_path: Path, monkeypatch: pyte
         now[0] += 5.0
         return timed(plans)
 
-    best, lines, _ = job(tmp_path, Budget(trials=10**6, end=60.0), replies, said)
+    best, lines, _ = job(tmp_path / "all", Budget(trials=10**6, end=60.0), replies, said, "exhaustive")
     # the predicted choice, then rounds of 8 of which the second begins at 45 s
     assert best.trials == len(lines) == 17
     assert " 15 s left" in said[0] and " 0 s left" in said[1]
+    # those that come first in the list of all are alike but for the recurrent weight: without being told so, a job searches
+    assert len({line["choice"]["ways"]["input"]["format"] for line in lines[1:]}) == 1
+    now[0] = 0.0
+    _, lines, _ = job(tmp_path / "some", Budget(trials=10**6, end=30.0), replies)
+    assert len({line["choice"]["ways"]["input"]["format"] for line in lines[1:]}) > 1
+
+
+def test_another_models_weights_are_not_taken_for_those_of_the_log(tmp_path: Path) -> None:
+    log = Log(tmp_path, resume=True)
+    options: dict[str, Any] = {"timeout": 60, "echo": print}
+
+    def trials(task: Task, batch: int = 1) -> Trials:
+        settings = Job(steps=(1, 35), batch=batch, threads=1)
+        workers: Any = None
+        return Trials(space_of(task, TARGET), TARGET, workers, log, settings, **options)
+
+    other = replace(TASK, weights={**TASK.weights, "input": TASK.weights["recurrent"]})
+    assert other.key == TASK.key
+    places = [trials(TASK), trials(other), trials(TASK, 2)]
+    assert len({each.id for each in places}) == len({each.weights for each in places}) == 3
+    assert trials(TASK).id == places[0].id
+    log.close()
 
 
 def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +68,11 @@ def test_what_fails_is_told_and_the_worker_goes_on(workers: Workers, weights: Pa
     assert only(workers, broken)["kind"] in ("refused", "error")
     slow = only(workers, request(weights, timeout=0.05))
     assert slow["kind"] == "time-out" and "0.05 s" in slow["error"]
+    (tmp_path / "kept").mkdir()
+    before = set(Path(tempfile.gettempdir()).glob("tvm-doping-tune-*"))
+    slow = only(workers, request(weights, timeout=0.5, kept=str(tmp_path / "kept")))
+    assert slow["kind"] == "time-out" and list((tmp_path / "kept").iterdir())
+    assert set(Path(tempfile.gettempdir()).glob("tvm-doping-tune-*")) <= before
     assert "us" in only(workers, request(weights))
 
 

@@ -80,7 +80,7 @@ def tune(
     Raises TargetError where this machine cannot run the target's code, TuningError for a job that cannot go on.
     """
     machine = resolve(target)
-    _check(machine, trials, minutes, jobs, strategy, tracker, key, threads)
+    _check(machine, trials, minutes, jobs, strategy, only, tracker, key, threads)
     context = Context(target=machine, batch=batch, threads=threads, precision=precision)
     history = Log(log, resume)
     try:
@@ -115,7 +115,7 @@ def tune(
                     found = loops.run(budget, strategy, seed)
                     if found is not None:
                         paths.append(save(records or own_folder(), device, LOOPS, [found]))
-                    echo(said(task, found))
+                    echo(said(task, found, loops.reason))
                     shutil.rmtree(loops.place, ignore_errors=True)
                     continue
                 run = Trials(space_of(task, machine), machine, workers, history, job, **options)
@@ -168,10 +168,15 @@ def _check(
     minutes: float | None,
     jobs: int | None,
     strategy: str,
+    only: str,
     tracker: str | None,
     key: str | None,
     threads: int,
 ) -> None:
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise InvalidInput("only", "a regular expression", f"{only!r}: {error}", "Correct it.") from error
     for name, value in (("trials", trials), ("minutes", minutes), ("jobs", jobs)):
         if value is not None and value <= 0:
             raise InvalidInput(name, "more than 0", str(value), "Leave it out for the default.")

@@ -27,6 +27,8 @@ from tvm_doping.tuning.rules import Rules
 from tvm_doping.tuning.trials import FINAL_ROUNDS, FINALISTS, GAIN, Budget, place_of, so_far
 from tvm_doping.tuning.workers import Workers
 
+_IDLE = 8  # rounds without a new candidate, after which there are hardly any
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopTask:
@@ -84,32 +86,41 @@ class LoopTrials:
     ) -> None:
         self.task, self.target, self.workers, self.log = task, target, workers, log
         self.timeout, self.echo, self.started = timeout, echo, time.monotonic()
-        self.id, self.place = place_of(log, f"{task.key.model_dump_json()} {target.name}")
-        self.job = replace(job, steps=(task.T,), kept=str(self.place))
+        job = replace(job, steps=(task.T,))
+        self.id, self.place = place_of(log, task.key.model_dump_json(), target, job)
+        self.job = replace(job, kept=str(self.place))
         self.file = self.place / "loops.json"
         mod = tvm.IRModule({"candidate": task.function.with_attr("global_symbol", "candidate")})
         self.file.write_text(tvm.ir.save_json(mod))
         self.undisturbed: dict[int, float] = {}
         self.scores: dict[str, float] = {}  # a trace as JSON -> its time over that of compile's own loops
         self.before = 0
+        self.reason = "no candidate was measured in the time"  # why there is no record
 
     def run(self, budget: Budget, strategy: str = "xgboost", seed: int = 0) -> LoopRecord | None:
         """Search until the budget is spent, then measure the best few once more; None where compile's own loops are as fast."""
         for line in (line for line in self.log.of(self.id) if "trace" in line):
-            self.scores[_text(line["trace"])] = line.get("ratio", math.inf)
+            self._know(line)
         self.before = len(self.scores)
         ways: Any = "random" if strategy == "exhaustive" else strategy  # there is no end to tile sizes
-        rules = Rules(traced.workload(self.task.fixed), self.target.tvm(), strategy=ways, seed=seed)
+        # one that goes on draws other candidates than it did before it was stopped
+        rules = Rules(
+            traced.workload(self.task.fixed), self.target.tvm(), strategy=ways, seed=seed + self.before
+        )
         rules.know([json.loads(text) for text in self.scores], [1e-6 * s for s in self.scores.values()])
-        while len(self.scores) < budget.trials and time.monotonic() < budget.end:
-            traces = rules.ask()
-            fresh = [trace for trace in traces if _text(trace) not in self.scores]
-            if not fresh:
+        idle = 0  # rounds, one after the other, in which nothing was new
+        while len(self.scores) < budget.trials and time.monotonic() < budget.end and idle < _IDLE:
+            asked = rules.ask()
+            traces = {_text(trace): trace for trace in asked}
+            if not traces:
                 break
+            fresh = [trace for text, trace in traces.items() if text not in self.scores]
+            idle = 0 if fresh else idle + 1
             list(self._measure(fresh[: budget.trials - len(self.scores)]))
-            if all(_text(trace) in self.scores for trace in traces):
-                rules.tell([1e-6 * self.scores[_text(trace)] for trace in traces])
-            self.echo(self._progress(budget))
+            if all(text in self.scores for text in traces):
+                rules.tell([1e-6 * self.scores[_text(trace)] for trace in asked])
+            if fresh:
+                self.echo(self._progress(budget))
         return self._final()
 
     def _measure(self, traces: list[list[Any]]) -> Iterator[dict[str, Any]]:
@@ -128,8 +139,13 @@ class LoopTrials:
                 line |= {"error": reply["error"], "kind": reply["kind"]}
             line["trace"] = trace
             self.log.add(line)
-            self.scores[_text(trace)] = line.get("ratio", math.inf)
+            self._know(line)
             yield line
+
+    def _know(self, line: Mapping[str, Any]) -> None:
+        self.scores[_text(line["trace"])] = line.get("ratio", math.inf)
+        if "error" in line:
+            self.reason = f"no candidate ran ({line['error']})"
 
     def _final(self) -> LoopRecord | None:
         """The record of the fastest, measured once more beside compile's own loops."""
@@ -142,13 +158,14 @@ class LoopTrials:
         request["timeout"] *= len(traces)
         ((_, reply),) = list(self.workers.run({"final": request}))
         if "us" not in reply:
-            self.echo(f"{self.task.name}: {reply['error']}")
+            self.reason = f"the best candidates did not run once more ({reply['error']})"
             return None
         *us, again = [typical(samples[str(self.task.T)]) for samples in reply["us"]]
         best = 1 + int(np.argmin(us[1:]))
         line = {"task": self.id, "layer": self.task.name, "T": self.task.T, "finalists": us, "again": again}
         self.log.add({**line, "wall": round(time.monotonic() - self.started, 1)})
         if us[best] > GAIN * us[0] - abs(us[0] - again):
+            self.reason = "compile's own loops are as fast"
             return None
         packages = ("apache-tvm", "numpy")
         return LoopRecord(
@@ -178,10 +195,10 @@ class LoopTrials:
         return f"{candidates}{best}, {left:.0f} s left"
 
 
-def said(task: LoopTask, record: LoopRecord | None) -> str:
-    """What a job says of a task's end."""
+def said(task: LoopTask, record: LoopRecord | None, reason: str) -> str:
+    """What a job says of a task's end; reason: why there is no record."""
     if record is None:
-        return f"{task.name}, T = {task.T}: compile's own loops are as fast: no record"
+        return f"{task.name}, T = {task.T}: {reason}: no record"
     ((T, us),) = record.us.items()
     return f"{task.name}: {us:.4g} us at T = {T} (was {record.heuristic_us[T]:.4g}), best of {record.trials}"
 

@@ -13,10 +13,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from tvm_doping import __version__
 from tvm_doping.errors import TuningError
 from tvm_doping.records import Choice
 from tvm_doping.records.model import geometric_mean
 from tvm_doping.schedules.recorded import apply
+from tvm_doping.structures import Structure
 from tvm_doping.targets import Target
 from tvm_doping.tuning import worker
 from tvm_doping.tuning.log import Log
@@ -83,7 +85,8 @@ class Trials:
         self.timeout, self.echo = timeout, echo
         self.task, self.started = space.task, time.monotonic()
         self.name = self.task.names[0]
-        self.id, place = place_of(log, f"{self.task.key.model_dump_json()} {target.name} {job.steps}")
+        key = f"{self.task.key.model_dump_json()} {_digest(self.task.weights)}"
+        self.id, place = place_of(log, key, target, job)
         self.weights, self.job = place / "weights.npz", replace(job, kept=str(place))
         worker.save_weights(self.weights, self.task.weights)
         self.first = start(space)
@@ -135,7 +138,9 @@ class Trials:
 
     def _rounds(self, budget: Budget, strategy: Strategy, seed: int) -> Iterator[list[Choice]]:
         """Choices to measure, some at a time; none that were measured before."""
-        room = self._exhaust() if strategy == "exhaustive" or self.space.size <= budget.trials else None
+        # time may end before the list does, whose neighbours are alike
+        few = budget.end == math.inf and self.space.size <= budget.trials
+        room = self._exhaust() if strategy == "exhaustive" or few else None
         search = None
         if room is None and strategy != "exhaustive":
             search = Search(
@@ -278,12 +283,29 @@ class Trials:
         return f"{candidates}{so_far(self.scores, 'the predicted choice')}, {left:.0f} s left"
 
 
-def place_of(log: Log, key: str) -> tuple[str, Path]:
-    """What the log calls the search of a task, by all that its measurements depend on, and a folder for it beside the log."""
-    name = hashlib.sha256(key.encode()).hexdigest()[:12]
+def place_of(log: Log, key: str, target: Target, job: Job) -> tuple[str, Path]:
+    """What the log calls the search of a task, by all that its measurements depend on, and a folder for it beside the log.
+
+    A library there is taken for what it was compiled from: the sizes of the packed weights are part of its code, and so is what
+    this version emits.
+    """
+    lent = job.device.rpartition(" ")[2]  # the key of the machines; where their tracker listens may change
+    machine = f"{target.name} {target.mcpu} {target.mattr} {lent}"
+    everything = f"{__version__} {machine} {job.steps} {job.batch} {key}"
+    name = hashlib.sha256(everything.encode()).hexdigest()[:12]
     place = log.folder / f".{name}"
     place.mkdir(exist_ok=True)
     return name, place
+
+
+def _digest(weights: Mapping[str, Structure]) -> str:
+    digest = hashlib.sha256()
+    for weight in weights.values():
+        for name, array in weight.arrays().items():
+            digest.update(
+                f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+            )
+    return digest.hexdigest()
 
 
 def so_far(scores: Mapping[str, float], reference: str) -> str:

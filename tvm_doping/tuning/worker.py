@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -150,6 +151,10 @@ def _child(wanted: dict[str, Any], write: int) -> None:
     try:
         os.setpgid(0, 0)
         _die_with_parent()
+        if wanted["job"][
+            "kept"
+        ]:  # what compilers and linkers leave behind when they are killed goes with the job's libraries
+            os.environ["TMPDIR"] = tempfile.tempdir = wanted["job"]["kept"]
         plans = [_PLANS[wanted["operation"]].from_json(text) for text in wanted["plans"]]
         target = Target(
             **{**wanted["target"], **{k: tuple(wanted["target"][k]) for k in ("mattr", "features")}}

@@ -10,7 +10,10 @@ from tvm_doping.errors import DataError
 
 
 def read_text(path: Path, split: str) -> str:
-    """The text of a split's file, UTF-8, without the mark that some programs begin it with. Raises DataError for a file that is missing, unreadable, or blank."""
+    """The text of a split's file, UTF-8, without the byte order mark that some programs begin it with.
+
+    Raises DataError for a file that is missing, unreadable, or blank.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
