@@ -91,16 +91,12 @@ def test_methods_and_dense_go_on_from_one_trained_model(data: Path) -> None:
     assert (data / "out" / "runs" / "pruned-4x-0" / "metrics.jsonl").read_bytes() == before
 
 
-def test_runs_are_compiled_and_timed(data: Path) -> None:
-    results = accuracy.run(
-        data / "out",
-        _recipe(data, "nano"),
-        data=data,
-        methods=["pruned"],
-        compressions=[24.0],
-        seeds=[1],
-        echo=lambda line: None,
-    )
+def test_runs_are_compiled_and_timed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(methods: list[str]) -> dict[str, Any]:
+        options: dict[str, Any] = {"compressions": [24.0], "seeds": [1], "echo": lambda line: None}
+        return accuracy.run(data / "out", _recipe(data, "nano"), data=data, methods=methods, **options)
+
+    results = run(["pruned"])
     rows = {row["method"]: row["compiled"] for row in results["runs"]}
     weights, biases = 4 * 24 * 48, 2 * 4 * 24
     assert rows["dense"]["parameters"] == weights + biases
@@ -110,6 +106,29 @@ def test_runs_are_compiled_and_timed(data: Path) -> None:
     table = (data / "out" / "accuracy.md").read_text()
     assert f"| {weights // 24 + biases:,} | {rows['pruned']['bytes']:,} |" in table
     assert json.loads((data / "out" / "accuracy.json").read_text())["runs"] == results["runs"]
+    asked: list[list[str]] = []
+
+    def timed(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+        asked.append(sorted(folders))
+        return {name: dict(rows["dense"]) for name in folders}
+
+    def changed(old: str, new: str) -> None:
+        path = data / "out" / "accuracy.json"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    monkeypatch.setattr(accuracy, "compiled", timed)
+    assert run(["pruned"])["runs"] == results["runs"] and asked == [[]]  # what has been timed stays as it was
+    shutil.rmtree(data / "out" / "runs" / "pruned-24x-1")  # so only the dense one can be timed again
+    changed(f'"cpu": {json.dumps(results["machine"]["cpu"])}', '"cpu": "another"')
+    run(["pruned"])
+    row = next(row for row in results["runs"] if row["method"] == "dense")
+    changed(f'"seconds": {row["seconds"]}', f'"seconds": {row["seconds"] + 1}')
+    again = run(["pruned"])["runs"]
+    assert asked[1:] == [["dense-1x-1"]] * 2
+    assert next(row for row in again if row["method"] == "pruned")["compiled"] == rows["pruned"]
+    dense_of_nothing = [row | {"test": 0.0} if row["method"] == "dense" else row for row in results["runs"]]
+    assert "| pruned |" in accuracy.markdown(results | {"runs": dense_of_nothing})
 
 
 def test_settings_of_s_are_varied_and_plotted(data: Path) -> None:
@@ -141,7 +160,7 @@ def test_settings_of_s_are_varied_and_plotted(data: Path) -> None:
             run(vary={key: ["1"]})
 
 
-def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:
+def test_results_whose_runs_are_gone_are_added_to(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, out = _recipe(data, "nano"), data / "out"
     start = _recipe(data, "nano-dense", doping=None)
 
@@ -160,6 +179,17 @@ def test_results_whose_runs_are_gone_are_added_to(data: Path) -> None:
 
     first = run(["pruned"])
     shutil.rmtree(out / "runs")
+    write = accuracy._write
+
+    def killed(*results: Any) -> None:
+        write(*results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accuracy, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(["low rank", "pruned"])
+    monkeypatch.setattr(accuracy, "_write", write)
+    assert all(row in json.loads((out / "accuracy.json").read_text())["runs"] for row in first)
     second = run(["low rank"])
     assert [row["method"] for row in first] == ["dense", "pruned"]
     assert sorted(row["method"] for row in second) == ["dense", "low rank", "pruned"]

@@ -25,6 +25,7 @@ from tvm_doping.bench.accuracy_speed import compiled
 from tvm_doping.bench.machine import describe
 from tvm_doping.bench.report import check_folder
 from tvm_doping.errors import BenchError, DopingError, InvalidInput
+from tvm_doping.models.metrics import read_metrics
 from tvm_doping.models.recipe import Recipe, load_recipe
 from tvm_doping.models.rivals import smaller_hidden
 from tvm_doping.models.tasks import TASKS
@@ -62,7 +63,8 @@ def run(
     speed    at the end compile the runs of the first seed for this machine and time them (`accuracy_speed`).
 
     A run is finished, or goes on, where an earlier call of the same settings left it: its folder is `out`/runs/NAME. What an
-    accuracy.json in `out` already has of these runs is kept where their folders are gone. Returns what accuracy.json holds. Raises
+    accuracy.json in `out` already has of runs is kept where their folders are gone, and so are the times of runs that have not
+    changed, if they are of this CPU and version. Returns what accuracy.json holds. Raises
     BenchError for an unknown method or an accuracy.json of other settings, and what `train` raises; a compression that a structure
     cannot reach is reported and left out.
     """
@@ -90,18 +92,17 @@ def run(
         train(start, data, first, overrides={**(start_overrides or {}), **changes, "train.seed": seed})
         return {"train.seed": seed, "train.start": str(first)}
 
-    kept = _kept(folder, results)
-    asked = {seed: [name_of(cell.row(seed)) for cell in cells] for seed in seeds}
-    this_time = {name for names in asked.values() for name in names}
-    results["runs"] = [row for name, row in kept.items() if name not in this_time]
+    # what is kept stays in accuracy.json until something else takes its place: the call may be killed before that
+    rows = _kept(folder, results)
+    kept = dict(rows)
     for seed in seeds:
-        there = {name for name in asked[seed] if name in kept and not (folder / "runs" / name).is_dir()}
-        begun = trained(seed, {}) if set(asked[seed]) - there else {}
+        asked = {name_of(cell.row(seed)) for cell in cells}
+        there = {name for name in asked if name in kept and not (folder / "runs" / name).is_dir()}
+        begun = trained(seed, {}) if asked - there else {}
         for cell in cells:
             row, method, factor = cell.row(seed), cell.method, cell.factor
             name = name_of(row)
             if name in there:
-                results["runs"].append(kept[name])
                 continue
             settings = cell.settings(overrides or {}, started=start is not None)
             if method == SMALLER:
@@ -114,20 +115,29 @@ def run(
                 if method in (DENSE, SMALLER):
                     raise
                 echo(f"{name}: {' '.join(str(error).split())}")
+                rows.pop(name, None)
                 continue
-            results["runs"].append(row | _measured(task.best, folder / "runs" / name, metrics))
+            row |= _measured(task.best, folder / "runs" / name, metrics)
+            rows[name] = kept[name] if name in kept and row.items() <= kept[name].items() else row
             echo(f"{name}: {task.best} {metrics[f'test_{task.best}']:.4g}")
+            results["runs"] = list(rows.values())
             _write(folder, results)
+    results["runs"] = list(rows.values())
     if speed:
-        first: dict[tuple[float, str], dict[str, Any]] = {}
-        for row in results["runs"]:
-            if (folder / "runs" / name_of(row)).is_dir():
-                first.setdefault((row["compression"], label(row)), row)
-        rows = {name_of(row): row for row in first.values()}
-        for name, measured in compiled({name: folder / "runs" / name for name in rows}).items():
-            rows[name]["compiled"] = measured
-        _write(folder, results)
+        _time(folder, rows)
+    _write(folder, results)
     return results
+
+
+def _time(folder: Path, rows: Mapping[str, dict[str, Any]]) -> None:
+    """Give the first seed's row of each method and compression what its run is as compiled code, unless one of them has it."""
+    first: dict[tuple[float, str], str] = {}
+    timed = {(row["compression"], label(row)) for row in rows.values() if "compiled" in row}
+    for name, row in rows.items():
+        if (folder / "runs" / name).is_dir() and (row["compression"], label(row)) not in timed:
+            first.setdefault((row["compression"], label(row)), name)
+    for name, measured in compiled({name: folder / "runs" / name for name in first.values()}).items():
+        rows[name]["compiled"] = measured
 
 
 def _write(folder: Path, results: Mapping[str, Any]) -> None:
@@ -136,7 +146,8 @@ def _write(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier accuracy.json of the same recipes, by name; {} where there is none."""
+    """The rows of an earlier accuracy.json of the same recipes, by name; {} where there is none. Times of another CPU or version
+    are left out where the run can be timed again."""
     path = folder / "accuracy.json"
     if not path.is_file():
         return {}
@@ -148,6 +159,9 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             for key in ("recipe", "start")
         )
         rows = {name_of(row): row for row in found["runs"]}
+        if _compiled_by(found["machine"]) != _compiled_by(results["machine"]):
+            for name in (name for name in rows if (folder / "runs" / name).is_dir()):
+                rows[name].pop("compiled", None)
     except (KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path}", "what bench-accuracy wrote", str(error), "Move it away.") from error
     if not same:
@@ -155,6 +169,11 @@ def _kept(folder: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             f"{path}", "the results of the same recipe and start", "those of others", "Choose another folder."
         )
     return rows
+
+
+def _compiled_by(machine: Mapping[str, Any]) -> tuple[str, ...]:
+    """What times of compiled code depend on."""
+    return machine["cpu"], *(machine["versions"][name] for name in ("tvm-doping", "apache-tvm"))
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -174,9 +193,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         groups.items(), key=lambda one: (one[0][0], sign * _mean(one[1], "test"))
     ):
         values = [row["test"] for row in rows]
-        lost = statistics.fmean(sign * (row["test"] / dense[row["seed"]] - 1) for row in rows)
         lines.append(
-            f"| {factor:g}x | {method} | {_mean(rows, 'test'):#.4g}{_spread(values)} | {lost:+.1%} | "
+            f"| {factor:g}x | {method} | {_mean(rows, 'test'):#.4g}{_spread(values)} | {_lost(rows, dense, sign)} | "
             f"{_mean(rows, 'valid'):#.4g} | {len(rows)} | {_speed(rows)} |"
         )
     budget = f"{plan['train']['epochs']} epochs"
@@ -204,6 +222,13 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.fmean(row[key] for row in rows)
 
 
+def _lost(rows: Sequence[Mapping[str, Any]], dense: Mapping[int, float], sign: int) -> str:
+    """The mean over the seeds, as a share of the dense metric; nothing where that is 0, as the BLEU of a short training."""
+    if not all(dense[row["seed"]] for row in rows):
+        return ""
+    return f"{statistics.fmean(sign * (row['test'] / dense[row['seed']] - 1) for row in rows):+.1%}"
+
+
 def _spread(values: Sequence[float]) -> str:
     return f" ± {(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
 
@@ -222,10 +247,9 @@ def _measured(best: str, folder: Path, metrics: Mapping[str, Any]) -> dict[str, 
 
 def _annealing(folder: Path) -> dict[str, Any]:
     """{"annealing": [[step, density of S, cancellation], ...]} of a run that thins S; see `models.cancellation`."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = [
         [line["step"], *(float(f"{line[key]:.3g}") for key in ("density", "cancellation"))]
-        for line in lines
+        for line in read_metrics(folder)
         if line["event"] == "train" and "cancellation" in line
     ]
     return {"annealing": found} if any(value for _, _, value in found) else {}
