@@ -13,6 +13,7 @@ from tests.tuning.making import small
 from tvm_doping.errors import InvalidInput, TargetError, TuningError
 from tvm_doping.records import Record, read
 from tvm_doping.tuning import STEPS, tune
+from tvm_doping.tuning.log import Log
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -104,6 +105,17 @@ def missing(name: str) -> list[str]:
 
 def _raise() -> None:
     raise TargetError("a CPU", "what it has", "to measure on", "")
+
+
+def test_two_jobs_do_not_write_one_log(tmp_path: Path) -> None:
+    log = Log(tmp_path, resume=False)
+    log.add({"task": "a"})
+    with pytest.raises(TuningError, match="one that runs"):
+        Log(tmp_path, resume=True)
+    log.close()
+    log = Log(tmp_path, resume=True)
+    assert log.of("a") == log.lines == [{"task": "a"}]
+    log.close()
 
 
 def test_a_damaged_log_is_told_with_its_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,8 @@ NAME = "log.jsonl"
 class Log:
     """<folder>/log.jsonl. With `resume` it goes on with what is there, else there must be nothing.
 
-    A line that a killed job left unfinished is dropped. TuningError for a folder that has a log, or cannot be written.
+    A line that a killed job left unfinished is dropped. TuningError for a folder that has a log, cannot be written, or is that of
+    a job that runs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], resume: bool) -> None:
@@ -31,7 +33,21 @@ class Log:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines: list[dict[str, Any]] = []
-        whole = self.path.read_bytes() if self.path.exists() else b""
+        self._file = open(self.path, "ab")  # noqa: SIM115 (closed by close())
+        try:
+            self._file.truncate(self._read())
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> int:
+        """Take this log for this job until it ends; read its lines, and return how many bytes they are."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            needs, remedy = "no other job that writes it", "Wait for its end, or name another folder (--log)."
+            raise TuningError(str(self.path), needs, "one that runs", remedy) from error
+        whole = self.path.read_bytes()
         kept = whole[: whole.rfind(b"\n") + 1]
         for number, line in enumerate(kept.splitlines(), 1):
             try:
@@ -40,8 +56,7 @@ class Log:
                 raise TuningError(
                     f"{self.path}, line {number}", "a line of JSON", str(error), "Delete the line."
                 ) from error
-        self._file = open(self.path, "ab")  # noqa: SIM115 (closed by close())
-        self._file.truncate(len(kept))
+        return len(kept)
 
     def of(self, task: str) -> list[dict[str, Any]]:
         """The lines of a task."""
