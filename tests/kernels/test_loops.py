@@ -151,6 +151,13 @@ def test_a_single_step_is_summed_along_what_lies_side_by_side() -> None:
     assert tirx.ForKind.VECTORIZED in kinds  # over i and k as one; LLVM's, over t, for more steps
 
 
+def test_axes_of_which_a_value_has_only_one_stay_apart() -> None:
+    x, s = te.placeholder((6, 40, 24), name="x"), te.placeholder((24,), name="s")
+    i, k = te.reduce_axis((0, 40), name="i"), te.reduce_axis((0, 24), name="k")
+    _, text = loops(x, s, te.compute((6,), lambda o: te.sum(x[o, i, k] * s[k], axis=[i, k]), name="y"))
+    assert "%" not in text and "floormod" not in text
+
+
 def test_a_function_with_a_size_among_its_arguments_is_not_of_products() -> None:
     function = tirx.PrimFunc([tirx.Var("T", "int64")], tirx.Evaluate(0))
     assert not traced.multiplies(function)

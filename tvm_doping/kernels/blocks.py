@@ -83,12 +83,12 @@ def _neighbours(block: Any, info: Any) -> Any:
 def _one_run(block: Any, info: Any) -> bool:
     """Whether all that a sum over several axes reads stands side by side along them: a single longer run, as for one axis."""
     over = [it for it in info.iters if it.kind == "R"]
+    places = [_place(load) for load in found(block.body, tvm.ir.TensorLoad)]
+    moving = [at for at in places if any(uses(at, it.var) for it in over)]
     step = tirx.const(1, "int64")
     for it in reversed(over):  # innermost first: a step of each is as far as all steps of the one within it
-        for load in found(block.body, tvm.ir.TensorLoad):
-            at = _place(load)
-            moved = replaced(at, it.var, it.var + 1) - at
-            if uses(at, it.var) and not tvm.sym.Analyzer().can_prove_equal(moved, step):
+        for at in moving:
+            if not tvm.sym.Analyzer().can_prove_equal(replaced(at, it.var, it.var + 1) - at, step):
                 return False
         step = step * it.dom
     return True
