@@ -21,6 +21,8 @@ def plots(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _pareto(results: Mapping[str, Any]) -> bytes | None:
     """Each method at each factor as a point: the mean over the seeds with their extremes, and the time of its compiled call."""
+    from matplotlib.ticker import ScalarFormatter
+
     task = TASKS[results["recipe"]["task"]]
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for row in results["runs"]:
@@ -40,10 +42,22 @@ def _pareto(results: Mapping[str, Any]) -> bytes | None:
         spread = [[mean - min(values)], [max(values) - mean]]
         mark = _MARKS[names.index(name) % len(_MARKS)] if name in names else "_"
         colour = f"C{names.index(name) % 10}" if name in names else "#444444"
-        panel.errorbar(us, mean, yerr=spread, fmt=mark, color=colour, markersize=5, elinewidth=0.8)
-        at = f"{name} {factor:g}x" if name in names else name
-        panel.annotate(at, (us, mean), xytext=(5, 3), textcoords="offset points", fontsize=6)
+        said = {container.get_label() for container in panel.containers}
+        panel.errorbar(
+            us,
+            mean,
+            yerr=spread,
+            fmt=mark,
+            color=colour,
+            markersize=5,
+            elinewidth=0.8,
+            label=None if name in said else name,
+        )
+        panel.annotate(f"{factor:g}x", (us, mean), xytext=(5, 3), textcoords="offset points", fontsize=6)
     panel.set_xscale("log")
+    for axis in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+        axis(ScalarFormatter())
+    panel.legend(fontsize=6)
     panel.margins(x=0.2)
     panel.set_xlabel("µs a compiled call", fontsize=8)
     better = "more is better" if task.higher else "less is better"
@@ -78,7 +92,7 @@ def _figure() -> tuple[Any, Any]:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     panel = figure.subplots()
-    panel.tick_params(labelsize=7)
+    panel.tick_params(which="both", labelsize=7)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     return figure, panel
