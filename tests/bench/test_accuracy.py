@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+import tvm_doping
 from tvm_doping import checkpoint
-from tvm_doping.bench import accuracy
+from tvm_doping.bench import accuracy, accuracy_speed
 from tvm_doping.bench.accuracy_cells import label
 from tvm_doping.errors import BenchError
 
@@ -209,3 +211,12 @@ def test_refused(data: Path) -> None:
     with pytest.raises(BenchError, match="dense one"):
         accuracy.run(data / "out", _recipe(data, "nano-dense", doping=None), data=data)
     assert not (data / "out").exists()
+
+
+def test_what_is_timed_is_one_stream_or_a_beam() -> None:
+    bundle = tvm_doping.compile(torch.nn.LSTM(8, 8), example=(torch.zeros(5, 3, 8),))
+    (spec,) = bundle.manifest.inputs
+    assert bundle.golden[f"input.{spec.name}"].shape[1] == 3
+    for streams in (1, 4):
+        output: Any = accuracy_speed._call(bundle, streams)()
+        assert output.shape == (streams, 8)

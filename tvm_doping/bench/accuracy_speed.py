@@ -45,7 +45,7 @@ def compiled(
     for name, folder in folders.items():
         part = part_of(load_model(folder))
         bundle = compile(part.module, machine, **part.options)
-        calls[name] = _call(bundle)
+        calls[name] = _call(bundle, part.options.get("batch", 1))
         found[name] = {
             "call": part.call,
             "parameters": _parameters(part.module),
@@ -68,19 +68,24 @@ def part_of(model: nn.Module) -> Part:
     try:
         lstm = subject_of(model)[1]
     except BenchError:
-        return Part(module=model, options={}, call="the whole model, its example input")
+        return Part(module=model, options={}, call="the whole model, its example input of one stream")
     return Part(module=outputs_alone(lstm), options={}, call="LSTM layers, a step of one stream")
 
 
-def _call(bundle: Bundle) -> Callable[[], object]:
-    """A call of the golden input: one step of it where the model is a stream."""
-    inputs = [bundle.golden[f"input.{tensor.name}"] for tensor in bundle.manifest.inputs]
+def _call(bundle: Bundle, streams: int) -> Callable[[], object]:
+    """A call of the golden input, of so many streams: one step of it where the model is a stream."""
+    inputs = []
+    for spec in bundle.manifest.inputs:
+        array = bundle.golden[f"input.{spec.name}"]
+        for axis, dim in enumerate(spec.shape):
+            if dim == "N":
+                array = np.take(array, np.arange(streams) % array.shape[axis], axis=axis)
+        inputs.append(np.ascontiguousarray(array))
+    session = Session(bundle)
     if not bundle.manifest.streaming:
-        session = Session(bundle)
         return lambda: session.run(*inputs)
     first = [np.ascontiguousarray(array[0]) for array in inputs]
-    stream = Session(bundle)
-    return lambda: stream.step(*first)
+    return lambda: session.step(*first)
 
 
 def _parameters(module: nn.Module) -> int:
