@@ -148,6 +148,23 @@ def test_order_of_the_kronecker_product() -> None:
         check_lstm(w, plan, target, [(5, 1), (2, 19)])
 
 
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("columns_of_c", [1, 2, 4])
+def test_a_factor_of_few_rows(columns_of_c: int, target: str) -> None:
+    """Rows of Y that share vectors: of a rank-one product, and of several rows of B; also where threads share it."""
+    machine, rng = target_or_skip(target), np.random.default_rng(columns_of_c)
+    shapes = ((120 // columns_of_c, 1), (columns_of_c, 30)), ((120 // columns_of_c, 3), (columns_of_c, 10))
+    w = tuple(
+        structures.Kronecker(*(rng.standard_normal(s).astype("float32") for s in pair)) for pair in shapes
+    )
+    for threads in (1, 2):
+        plan = schedules.choose_lstm(
+            *w, reverse=False, target=machine, threads=threads, force={"structure": "kept"}
+        )
+        assert {plan.input.part.order, plan.recurrent.part.order} == {"right"}
+        check_lstm(w, plan, machine, [(3, 1), (9, 1), (2, 11)])
+
+
 def test_empty_s_and_a_wide_layer_of_few_units() -> None:
     target, rng = target_or_skip("x86-64-v4"), np.random.default_rng(4)
     empty = sparse_matrix(rng, 4, 1, 0.0)

@@ -5,6 +5,9 @@ Two small products; which comes first is the plan's `order`, the cheaper of m1 n
 
 Arrays: B (m1, n1) and Ct (n2, m2 rounded up to the lanes), C transposed so that its rows fill vectors, padded with zeros: the
 lanes beyond m2 add zeros to the next rows of y, so no store needs a mask.
+
+Where several rows of Y fill a vector (m2 a part of the lanes), such stores would overlap, and each load of y wait for the store
+before it. B is then stored in panels as kernels.dense has them, each row m2 times: (ceil(m1 m2 / lanes), n1, lanes).
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from typing import Any
 import numpy as np
 
 from tvm_doping._tvm import T
-from tvm_doping.kernels.emit import Expr, Product2, add, load, matmul, split, store
+from tvm_doping.kernels.dense import panels
+from tvm_doping.kernels.emit import Expr, Product2, Registers, add, blocks, load, matmul, splat, split, store
 from tvm_doping.kernels.plan import Config, Part
 from tvm_doping.kernels.scope import Scope
 from tvm_doping.sparsity.dots import Dot
 from tvm_doping.sparsity.values import ValueType
+
+Element = Callable[[Expr, Expr], Expr]
+_CHAINS = 8  # of FMAs that do not wait for each other: two a cycle of four cycles
 
 
 def pack(
@@ -29,14 +36,21 @@ def pack(
     c = np.asarray(structure.C, "float32")
     ct = np.zeros((c.shape[1], _up(c.shape[0], config.lanes)), "float32")
     ct[:, : c.shape[0]] = c.T
-    return {"B": np.ascontiguousarray(structure.B, "float32"), "Ct": ct}
+    b = np.asarray(structure.B, "float32")
+    if _narrow(c.shape[0], config.lanes):
+        return {"B": panels(np.repeat(b, c.shape[0], axis=0), config.lanes), "Ct": ct}
+    return {"B": np.ascontiguousarray(b), "Ct": ct}
 
 
 def to_dense(
     part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp32", dot: Dot | None = None
 ) -> np.ndarray:
     """The dense matrix that packed factors stand for."""
-    return np.kron(arrays["B"], arrays["Ct"][:, : part.dims[2]].T)
+    m1, n1, m2, _ = part.dims
+    b = arrays["B"]
+    if b.ndim > 2:
+        b = b.transpose(0, 2, 1).reshape(-1, n1)[: m1 * m2 : m2]
+    return np.kron(b, arrays["Ct"][:, :m2].T)
 
 
 def scratch(part: Part, config: Config, width: int) -> int:
@@ -49,10 +63,58 @@ def scratch(part: Part, config: Config, width: int) -> int:
 def emit(part: Part, scope: Scope) -> None:
     """Emit y += (B (x) C) z."""
     b, ct = scope.arrays["B"], scope.arrays["Ct"]
-    (_stream if scope.width == 1 else _tile)(part, scope, b, ct)
+    m2 = part.dims[2]
+
+    def element(i: Expr, p: Expr) -> Expr:
+        """B[i, p]."""
+        return b[i * m2 // scope.lanes, p, i * m2 % scope.lanes] if len(b.shape) > 2 else b[i, p]
+
+    if scope.width > 1:
+        _tile(part, scope, element, ct)
+    elif part.order == "right" and _narrow(m2, scope.lanes):
+        _narrow_stream(part, scope, b, ct)
+    else:
+        _stream(part, scope, element, ct)
 
 
-def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
+def _narrow(m2: int, lanes: int) -> bool:
+    """Whether a vector of y holds several rows of Y, all of the same lanes."""
+    return m2 < lanes and lanes % m2 == 0
+
+
+def _narrow_stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
+    """U = Z C^T, each row as often as a vector takes it; then y, a panel of B's repeated rows at a time."""
+    _, n1, m2, n2 = part.dims
+    lanes, u = scope.lanes, scope.scratch
+    with split(n1, scope.shared) as p:
+        sums = Registers(min(_CHAINS, n2), lanes)
+
+        def term(q: Expr, chain: int) -> None:
+            sums.fma(chain, splat(scope.z[p * n2 + q], lanes), load(ct, 0, lanes, row=q))
+
+        whole = n2 // _CHAINS
+        if whole:
+            with T.serial(0, whole) as block:
+                for chain in range(_CHAINS):
+                    term(block * _CHAINS + chain, chain)
+        for q in range(whole * _CHAINS, n2):
+            term(q, q % _CHAINS)
+        row = T.bind(sums.total())
+        store(u, p * lanes, T.Shuffle([row], [lane % m2 for lane in range(lanes)]), lanes)
+
+    def group(first: Expr, size: int) -> None:
+        sums = Registers(size, lanes)
+        with T.serial(0, n1) as p:
+            row = T.bind(load(u, p * lanes, lanes))
+            for i in range(size):
+                sums.fma(i, b[first + i, p, T.Ramp(0, 1, lanes)], row)
+        for i in range(size):
+            scope.accumulate((first + i) * lanes, sums[i])
+
+    blocks(int(b.shape[0]), _CHAINS, group, scope.shared)
+
+
+def _stream(part: Part, scope: Scope, b: Element, ct: Any) -> None:
     m1, n1, m2, n2 = part.dims
     lanes, config = scope.lanes, scope.config
     n2v, m2v = -(-n2 // lanes), -(-m2 // lanes)
@@ -61,7 +123,7 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
         matmul(
             Product2(
                 m=m1, k=n1, nv=n2v,
-                a=lambda i, p: b[i, p],
+                a=b,
                 x=lambda p, j: scope.input(p * n2 + j * lanes),
                 out=lambda i, j, value: store(t, (i * n2v + j) * lanes, value, lanes),
             ),
@@ -87,7 +149,7 @@ def _stream(part: Part, scope: Scope, b: Any, ct: Any) -> None:
         )  # fmt: skip
         _columns(
             m1, n1, m2, scope,
-            a=lambda i, p: b[i, p],
+            a=b,
             x=lambda p, j: load(u, (p * m2v + j) * lanes, lanes),
         )  # fmt: skip
 
@@ -136,7 +198,7 @@ def _add_first(scope: Scope, at: Expr, vector: Expr, count: int) -> None:
         add(scope.y, at + i, lanes[i], 1)
 
 
-def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
+def _tile(part: Part, scope: Scope, b: Element, ct: Any) -> None:
     m1, n1, m2, n2 = part.dims
     lanes, config, w, wv = scope.lanes, scope.config, scope.width, scope.vectors
     if part.order == "left":
@@ -144,7 +206,7 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
         matmul(
             Product2(
                 m=m1, k=n1, nv=n2 * wv,
-                a=lambda i, p: b[i, p],
+                a=b,
                 x=lambda p, j: scope.input(p * n2, j),
                 out=lambda i, j, value: store(t, i * (n2 * w) + j * lanes, value, lanes),
             ),
@@ -176,7 +238,7 @@ def _tile(part: Part, scope: Scope, b: Any, ct: Any) -> None:
         matmul(
             Product2(
                 m=m1, k=n1, nv=m2 * wv,
-                a=lambda i, p: b[i, p],
+                a=b,
                 x=lambda p, j: load(u, p * (m2 * w) + j * lanes, lanes),
                 out=lambda i, j, value: scope.accumulate(i * m2, value, j),
             ),

@@ -112,13 +112,15 @@ def _kronecker(dims: tuple[int, ...], order: str, target: Target, lanes: int) ->
     m1, n1, m2, n2 = dims
     n2v, m2v = -(-n2 // lanes), -(-m2 // lanes)
     left = order == "left"
-    alone = m1 * (n1 * n2v + n2 * m2v) if left else n1 * m2v * (n2 + m1)
+    narrow = m2 < lanes and lanes % m2 == 0  # rows of Y share vectors (kernels.kronecker)
+    second = -(-m1 * m2 // lanes) if narrow else m2v * m1
+    alone = m1 * (n1 * n2v + n2 * m2v) if left else n1 * (m2v * n2 + second)
     together = m1 * n2 * (n1 + m2) if left else n1 * m2 * (n2 + m1)
     return Cost(
         cycles=rate("kronecker", target) * alone,
         tile=rate("kronecker_tile", target) * together,
         stored=0.0,
-        bytes=4.0 * (m1 * n1 + n2 * m2v * lanes),
+        bytes=4.0 * (m1 * n1 * (m2 if narrow else 1) + n2 * m2v * lanes),
         note="",
     )
 
