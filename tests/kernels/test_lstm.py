@@ -153,10 +153,14 @@ def test_order_of_the_kronecker_product() -> None:
 def test_a_factor_of_few_rows(columns_of_c: int, target: str) -> None:
     """Rows of Y that share vectors: of a rank-one product, and of several rows of B; also where threads share it."""
     machine, rng = target_or_skip(target), np.random.default_rng(columns_of_c)
-    shapes = ((120 // columns_of_c, 1), (columns_of_c, 30)), ((120 // columns_of_c, 3), (columns_of_c, 10))
-    w = tuple(
-        structures.Kronecker(*(rng.standard_normal(s).astype("float32") for s in pair)) for pair in shapes
+    w_ih, w_hh = (
+        structures.Kronecker(*(rng.standard_normal(s).astype("float32") for s in shapes))
+        for shapes in (
+            ((120 // columns_of_c, 1), (columns_of_c, 30)),
+            ((120 // columns_of_c, 3), (columns_of_c, 10)),
+        )
     )
+    w = (w_ih, w_hh)
     for threads in (1, 2):
         plan = schedules.choose_lstm(
             *w, reverse=False, target=machine, threads=threads, force={"structure": "kept"}
