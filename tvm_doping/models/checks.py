@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import numpy as np
@@ -61,5 +62,16 @@ def _warn_unfinished(model: nn.Module) -> None:
         "is to be. Finish the annealing (train on to its end), or call tvm_doping.models.close_masks(model), which keeps "
         "the largest entries of S at some loss of accuracy.",
         UnfinishedWarning,
-        stacklevel=5,  # whoever called `compile`
+        stacklevel=_levels_to_the_caller(),
     )
+
+
+def _levels_to_the_caller() -> int:
+    """How far above whoever asks the first frame outside this package is: of `compile`, or of what else checks a model."""
+    level, frame = 1, inspect.currentframe()
+    assert frame is not None
+    while (above := frame.f_back) is not None:
+        if above.f_globals.get("__name__", "").partition(".")[0] != __package__.partition(".")[0]:
+            return level
+        level, frame = level + 1, above
+    return level - 1
