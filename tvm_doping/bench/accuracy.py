@@ -18,7 +18,7 @@ from tvm_doping.bench.accuracy_cells import (
     SMALLER,
     Cell,
     cells_of,
-    label,
+    grouped,
     name_of,
 )
 from tvm_doping.bench.accuracy_speed import compiled
@@ -131,12 +131,12 @@ def run(
 
 def _time(folder: Path, rows: Mapping[str, dict[str, Any]]) -> None:
     """Give the first seed's row of each method and compression what its run is as compiled code, unless one of them has it."""
-    first: dict[tuple[float, str], str] = {}
-    timed = {(row["compression"], label(row)) for row in rows.values() if "compiled" in row}
-    for name, row in rows.items():
-        if (folder / "runs" / name).is_dir() and (row["compression"], label(row)) not in timed:
-            first.setdefault((row["compression"], label(row)), name)
-    for name, measured in compiled({name: folder / "runs" / name for name in first.values()}).items():
+    first = []
+    for group in grouped(rows.values()).values():
+        there = [name for row in group if (folder / "runs" / (name := name_of(row))).is_dir()]
+        if there and not any("compiled" in row for row in group):
+            first.append(there[0])
+    for name, measured in compiled({name: folder / "runs" / name for name in first}).items():
         rows[name]["compiled"] = measured
 
 
@@ -180,9 +180,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """A row a method and compression: the mean over the seeds, their spread, and what is lost against dense."""
     plan, start = results["recipe"], results["start"]
     task = TASKS[plan["task"]]
-    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
-    for row in results["runs"]:
-        groups.setdefault((row["compression"], label(row)), []).append(row)
+    groups = grouped(results["runs"])
     dense = {row["seed"]: row["test"] for row in results["runs"] if row["method"] == DENSE}
     sign = -1 if task.higher else 1
     lines = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,3 +74,11 @@ def label(row: Mapping[str, Any]) -> str:
     """A row's method, and the values of what is varied: "pruned, pattern nm32"."""
     words = [f"{key.removeprefix('doping.')} {value}" for key, value in row.get("vary", {}).items()]
     return ", ".join([row["method"], *words])
+
+
+def grouped(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[float, str], list[Mapping[str, Any]]]:
+    """The rows of each (compression, label), one a seed."""
+    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["compression"], label(row)), []).append(row)
+    return groups

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from tvm_doping.bench.accuracy_cells import DENSE, label
+from tvm_doping.bench.accuracy_cells import DENSE, grouped, label
+from tvm_doping.bench.plots import new_figure, png_of
 from tvm_doping.models.tasks import TASKS
 
 _MARKS = "os^Dv<>P*X"
@@ -24,12 +24,9 @@ def _pareto(results: Mapping[str, Any]) -> bytes | None:
     from matplotlib.ticker import ScalarFormatter
 
     task = TASKS[results["recipe"]["task"]]
-    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
-    for row in results["runs"]:
-        groups.setdefault((row["compression"], label(row)), []).append(row)
     timed = {
         key: (next(row["compiled"]["us"]["median"] for row in rows if "compiled" in row), rows)
-        for key, rows in groups.items()
+        for key, rows in grouped(results["runs"]).items()
         if any("compiled" in row for row in rows)
     }
     if len(timed) < 2:
@@ -62,7 +59,7 @@ def _pareto(results: Mapping[str, Any]) -> bytes | None:
     panel.set_xlabel("µs a compiled call", fontsize=8)
     better = "more is better" if task.higher else "less is better"
     panel.set_ylabel(f"test {task.best} ({better})", fontsize=8)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _cancellation(results: Mapping[str, Any]) -> bytes | None:
@@ -82,23 +79,13 @@ def _cancellation(results: Mapping[str, Any]) -> bytes | None:
     panel.set_xlabel("step", fontsize=8)
     panel.set_ylabel("share of both parts' energy that cancels", fontsize=8)
     panel.legend(fontsize=6)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _figure() -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4.0)
     panel = figure.subplots()
     panel.tick_params(which="both", labelsize=7)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     return figure, panel
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()

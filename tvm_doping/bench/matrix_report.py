@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.matrix import DENSE, read
+from tvm_doping.bench.plots import new_figure, png_of
 from tvm_doping.places import write_files
 
 FP32 = ("onnxruntime", "openvino")
@@ -117,7 +117,7 @@ def speedup(every: Sequence[Cell]) -> bytes:
     keys = sorted({(c.batch, c.T, c.threads) for c in every})
     columns = min(4, len(keys))
     rows = -(-len(keys) // columns)
-    figure = _figure(4.0 * columns, 3.2 * rows)
+    figure = new_figure(4.0 * columns, 3.2 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     colours = {H: f"C{at}" for at, H in enumerate(sorted({c.H for c in every}))}
     for panel, key in zip(panels, keys, strict=False):
@@ -141,12 +141,12 @@ def speedup(every: Sequence[Cell]) -> bytes:
     for panel in panels[len(keys) :]:
         panel.set_visible(False)
     panels[0].legend(fontsize=5, ncols=2)
-    return _png(figure)
+    return png_of(figure)
 
 
 def roofline(groups: Sequence[dict[str, Any]]) -> bytes:
     """10^9 multiply-adds a second against multiply-adds a byte, under the bandwidths and the FMA peak measured."""
-    figure = _figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     panel = figure.subplots()
     every = cells(groups)
     limits = [group["machine"]["ceilings"] for group in groups]
@@ -167,19 +167,4 @@ def roofline(groups: Sequence[dict[str, Any]]) -> bytes:
     panel.set_xlabel("multiply-adds a byte of weights read", fontsize=8)
     panel.set_ylabel("10⁹ multiply-adds a second", fontsize=8)
     panel.legend(fontsize=6)
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return png_of(figure)

@@ -11,22 +11,33 @@ _OURS, _FP32, _INT8, _FLOOR = "#1b7f4d", "#8a93a6", "#c08a3e", "#d5d8de"
 
 def plot(results: dict[str, Any], scope: str) -> bytes:
     """A PNG: one panel for each T, one bar for each engine; the whiskers are p20 and p80."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from tvm_doping.bench.report import TITLES, caption, headline
 
     cells = [cell for cell in results["cells"] if cell["scope"] == scope]
     height = 1.6 + 0.36 * len(cells[0]["engines"])
-    figure = Figure(figsize=(5.6 * len(cells), height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * len(cells), height)
     panels = figure.subplots(1, len(cells), squeeze=False)[0]
     for panel, cell in zip(panels, cells, strict=True):
         _bars(panel, cell)
     figure.suptitle(f"{TITLES[scope]}: {headline(results, scope)}", fontsize=8)
     figure.supxlabel(caption(results), fontsize=5, color="#666666")
+    return png_of(figure, dpi=150)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure of so many inches, without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_of(figure: Any, dpi: int = 130) -> bytes:
+    """The figure as a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
