@@ -23,7 +23,12 @@ from tvm_doping.sparsity.values import Precision
 
 STEPS, HIDDEN = 18, 40
 COUNTS = (2, 3, 8)
-LOOK_UP = {"perm32": "x86-64-v4", "perm32_expand": "x86-64-v4", "perm64": "x86-64-v4-bf16"}
+LOOK_UP = {
+    "perm32": "x86-64-v4",
+    "perm32_expand": "x86-64-v4",
+    "perm2x32": "x86-64-v4",
+    "perm64": "x86-64-v4-bf16",
+}
 STRUCTURES = ("low_rank", "hybrid")
 # Narrow values are widened into buffers, of which each thread needs its own.
 NARROW: dict[str, Precision] = {

@@ -56,7 +56,7 @@ def test_half_vectors_for_a_batch_that_fits_them(format: str) -> None:
     ("format", "multiple"),
     [
         *(("perm8", multiple) for multiple in (2, 4)),
-        *((name, multiple) for name in ("perm32", "perm32_expand") for multiple in (1, 2, 4)),
+        *((name, multiple) for name in ("perm32", "perm32_expand", "perm2x32") for multiple in (1, 2, 4)),
     ],
 )
 def test_rows_grouped_by_how_alike_they_are(format: str, multiple: int) -> None:

@@ -16,7 +16,7 @@ from tvm_doping.kernels.sparse import EMITTERS, ROUNDING
 from tvm_doping.sparsity.values import ValueType
 
 NARROW: list[ValueType] = ["fp16", "bf16", "int8"]
-LOOK_UP = ("perm32", "perm32_expand")
+LOOK_UP = ("perm32", "perm32_expand", "perm2x32")
 
 
 def planned(w: Any, target: str, format: str, values: ValueType) -> LstmPlan:

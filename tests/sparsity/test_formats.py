@@ -210,12 +210,22 @@ def test_perm8_is_laid_out_as_specified(density: float, grouped: int, multiple: 
     assert same(unpack(packed), S)
 
 
+@pytest.mark.parametrize(("format", "step"), [("perm64", 16), ("perm2x32", 8)])
 @pytest.mark.parametrize("multiple", [1, 2, 4])
 @pytest.mark.parametrize("density", [0.05, 0.5])
-def test_perm64_is_laid_out_as_specified(multiple: int, density: float) -> None:
-    """Slot by slot: windows of 64 columns that begin every 16, and in each the next two nonzeros of every lane it reaches."""
+def test_two_entries_a_lane_are_laid_out_as_specified(
+    density: float, multiple: int, format: str, step: int
+) -> None:
+    """Slot by slot: windows of 64 columns that begin every `step`, and in each the next two nonzeros of every lane it reaches.
+
+    Values lie in the order of the indices in perm64, the first ones of all lanes before the second ones in perm2x32.
+    """
     S = random_s(40, 150, density)
-    a = pack("perm64", S, multiple=multiple).arrays
+    packed = pack(format, S, multiple=multiple)
+    a = packed.arrays
+    values = a["values"]
+    if format == "perm2x32":
+        values = np.stack([values[:, :16], values[:, 16:]], axis=2).reshape(-1, 32)
     assert a["indices"].dtype == np.uint8
     assert len(a["windows"]) == len(a["indices"]) == len(a["values"]) == a["slot_ptr"][3]
     W, slot = np.vstack([S.toarray(), np.zeros((8, 150), np.float32)]), 0
@@ -223,20 +233,23 @@ def test_perm64_is_laid_out_as_specified(multiple: int, density: float) -> None:
         assert a["slot_ptr"][g] == slot
         rows = W[g * 16 : g * 16 + 16].copy()
         while rows.any():
-            window = int(np.flatnonzero(rows.any(axis=0))[0]) // 16 * 16
+            window = int(np.flatnonzero(rows.any(axis=0))[0]) // step * step
             assert a["windows"][slot] == window
             for lane, row in enumerate(rows):
                 left = [c for c in np.flatnonzero(row)[:2] if c < window + 64]
                 expected = [(c - window, row[c]) for c in left] + [(0, 0.0)] * (2 - len(left))
                 entries = slice(2 * lane, 2 * lane + 2)
-                stored = zip(a["indices"][slot, entries], a["values"][slot, entries], strict=True)
+                stored = zip(a["indices"][slot, entries], values[slot, entries], strict=True)
                 assert list(stored) == expected
                 row[left] = 0
             slot += 1
         empty = -(slot - a["slot_ptr"][g]) % multiple
-        assert not a["values"][slot : slot + empty].any()
+        assert not values[slot : slot + empty].any()
         slot += empty
     assert a["slot_ptr"][3] == slot
+    assert same(unpack(packed), S)
+    x = np.random.default_rng(0).standard_normal(150)
+    np.testing.assert_allclose(matvec(packed, x), S.toarray().astype(np.float64) @ x, atol=1e-9)
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])

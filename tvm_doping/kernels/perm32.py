@@ -24,7 +24,7 @@ _FULL = 16
 def stream(product: Product, scope: Scope) -> None:
     """One stream: two loads of x, a look-up and an FMA a slot, as many chains of FMAs as slots that a group is padded to."""
     slots = Slots(product, scope)
-    overlapping = _overlapping(product.columns, scope)
+    overlapping = overlapping_registers(product.columns, scope)
     with split(slots.groups, scope.shared) as g:
         acc = Registers(slots.multiple, _FULL)
 
@@ -44,9 +44,12 @@ def stream(product: Product, scope: Scope) -> None:
 
 
 def tile(product: Product, scope: Scope) -> None:
-    """A tile of streams: the lanes of a slot are 16 rows with a column each, in perm64 two. Padding costs as much as a nonzero."""
+    """A tile of streams: the lanes of a slot are 16 rows with a column each, or two. Padding costs as much as a nonzero."""
     slots = Slots(product, scope)
     each = int(slots.indices.shape[1]) // _FULL
+    by_entry = (
+        product.sparse == "perm2x32"
+    )  # whose values are a register an entry; those of a lane are else together
     with split(slots.groups, scope.shared) as g:
         stored = Rows(slots.values, _FULL * each, scope.lanes)
         expanded = T.alloc_buffer((_FULL,), "float32")
@@ -58,7 +61,8 @@ def tile(product: Product, scope: Scope) -> None:
                 window = address(slots.windows[at])
                 columns = unpacked(slots.indices, each * lanes.start, each * len(lanes), at)
                 for entry, column in enumerate(columns, each * lanes.start):
-                    fma(entry // each, weight(entry), window + column)
+                    lane, i = divmod(entry, each)
+                    fma(lane, weight(i * _FULL + lane if by_entry else entry), window + column)
 
             def expand(at: Expr, weights: Expr, u: int) -> None:
                 store(expanded, 0, weights, _FULL)
@@ -68,7 +72,7 @@ def tile(product: Product, scope: Scope) -> None:
                 slots.walk(g, expand)
             elif stored.narrow:
                 first = address(slots.slot_ptr[g])
-                entries = range(each * lanes.start, each * lanes.stop)
+                entries = range(each * _FULL) if by_entry else range(each * lanes.start, each * lanes.stop)
                 stored.each(first, address(slots.slot_ptr[g + 1]) - first, entries, slot)
             else:
                 slots.walk(g, lambda at, _, u: slot(at, lambda lane: slots.values[at, lane]))
@@ -76,7 +80,7 @@ def tile(product: Product, scope: Scope) -> None:
         add_rows(scope, _FULL, rows, row_of(slots.rows, g * _FULL), slots.scales, g)
 
 
-def _overlapping(columns: int, scope: Scope) -> Buffer:
+def overlapping_registers(columns: int, scope: Scope) -> Buffer:
     """z as registers that begin _STEP columns apart, one after the other: any window is two of them, and aligned."""
     count = -(-columns // _STEP) + _COPIES
     registers = T.alloc_buffer((count * _FULL,), "float32")

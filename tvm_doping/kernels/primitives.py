@@ -20,7 +20,7 @@ LANES = 16
 
 
 def look_up(low: Expr, high: Expr, indices: Expr, *, portable: bool) -> Expr:
-    """Lane l: element indices[l] of low and high, one after the other.
+    """Lane l: element indices[l] of low and high, one after the other; bits of an index above those that takes are ignored.
 
     16 floats each, indices int32x16 (`vpermi2ps`), or 32 words each, indices int16x32 (`vpermi2w`).
     """
@@ -33,7 +33,8 @@ def look_up(low: Expr, high: Expr, indices: Expr, *, portable: bool) -> Expr:
     store(values, 0, low, lanes)
     store(values, lanes, high, lanes)
     store(chosen, 0, indices, lanes)
-    return T.bind(_vector([values[tirx.Cast("int32", chosen[lane])] for lane in range(lanes)]))
+    last = tirx.const(2 * lanes - 1, "int32")
+    return T.bind(_vector([values[tirx.Cast("int32", chosen[lane]) & last] for lane in range(lanes)]))
 
 
 def expand(packed: Expr, mask: Expr, zero: Expr, *, portable: bool) -> Expr:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels import dot_blocks, gather, perm8, perm32, perm64
+from tvm_doping.kernels import dot_blocks, gather, perm2x32, perm8, perm32, perm64
 from tvm_doping.kernels.emit import (
     LINES,
     Buffer,
@@ -203,6 +203,7 @@ EMITTERS: dict[str, tuple[Emitter, Emitter]] = {
     "perm8": (perm8.stream, perm8.tile),
     "perm32": (perm32.stream, perm32.tile),
     "perm32_expand": (perm32.stream, perm32.tile),
+    "perm2x32": (perm2x32.stream, perm32.tile),
     "perm64": (perm64.stream, perm64.tile),
     "block4": (_block_stream, _block_tile),
     "block8": (_block_stream, _block_tile),

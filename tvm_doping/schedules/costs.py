@@ -12,6 +12,7 @@ from tvm_doping.schedules.layer import Layer
 from tvm_doping.schedules.rates import rate
 from tvm_doping.sparsity.dots import DOTS, Dot
 from tvm_doping.sparsity.formats.perm import PERM32, Reach
+from tvm_doping.sparsity.formats.perm2x32 import Perm2x32
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.targets import Target
@@ -163,22 +164,27 @@ def perm8(layer: Layer, target: Target, lanes: int) -> Cost:
 
 
 def perm32(layer: Layer, target: Target, lanes: int) -> Cost:
-    """A register look-up of 16 lanes a slot."""
-    return _look_up(layer, PERM32, layer.slots, 2.8, _fma(layer, target, lanes))
+    """A register look-up of 16 lanes a slot, four loads."""
+    return _look_up(layer, PERM32, layer.slots, 3.1, _fma(layer, target, lanes), row=1.2)
 
 
 def perm32_expand(layer: Layer, target: Target, lanes: int) -> Cost:
     """The same with unpadded values: more a slot, the expansion, and an unaligned load that often crosses a cache line."""
-    return _look_up(layer, PERM32, layer.slots, 3.7, _fma(layer, target, lanes), expanded=True)
+    return _look_up(layer, PERM32, layer.slots, 4.0, _fma(layer, target, lanes), row=1.2, expanded=True)
+
+
+def perm2x32(layer: Layer, target: Target, lanes: int) -> Cost:
+    """Two entries a lane, whose look-ups share four registers of z."""
+    return _look_up(layer, Perm2x32.reach, layer.slots2x32, 6.0, _fma(layer, target, lanes), row=1.2, least=1)
 
 
 def perm64(layer: Layer, target: Target, lanes: int) -> Cost:
     """Two nonzeros a lane, in bf16.
 
-    Not measured on hardware. By llvm-mca's models a slot takes Zen 4 what one of perm32 takes (4.1 cycles to 4.0), but Sapphire
-    Rapids 2.5 times that (5.0 to 2.0), where its half as many slots would not pay in time.
+    Measured on Zen 5, where a slot takes what one of perm32 takes. By llvm-mca's models Sapphire Rapids takes 2.5 times that (5.0
+    cycles to 2.0), and its half as many slots would not pay in time.
     """
-    return _look_up(layer, Perm64.reach, layer.slots64, 2.8, _fma(layer, target, lanes))
+    return _look_up(layer, Perm64.reach, layer.slots64, 3.1, _fma(layer, target, lanes), row=1.2)
 
 
 def block(rows: int) -> Callable[..., Cost]:
@@ -233,24 +239,27 @@ def _look_up(
     fma: float,
     *,
     group: float = 40.0,
+    row: float = 2.5,
     index: float = 1.0,
+    least: int = 2,
     expanded: bool = False,
 ) -> Cost:
     """The better of the two row orders. The rows of a trained S differ: with alike ones in a group, few lanes wait.
 
-    counts: the slots of either order; `slot` cycles a slot (a look-up and an FMA, four loads), `group` a group (a mispredicted loop
-    end), and 2.5 more a row where the sums of grouped rows have to be scattered to their places. index: bytes of one.
+    counts: the slots of either order; `slot` cycles a slot (look-ups, FMAs and their loads), `group` a group (a mispredicted loop
+    end), and `row` more a row where the sums of grouped rows have to be scattered to their places. index: bytes of one. A group
+    is padded to `least` slots, or twice as many where it has 32 or more.
     """
 
     def cost(grouped: int) -> Cost:
         groups = -(-layer.rows // reach.lanes)
         slots = float(counts[grouped])
-        multiple = 4 if slots >= 32 * groups else 2
+        multiple = 2 * least if slots >= 32 * groups else least
         slots += groups * (multiple - 1) / 2
         entries = slots * reach.lanes * reach.each
         fill = layer.sparse.nnz / max(1.0, entries)
         return Cost(
-            cycles=slot * slots + (group + 2.5 * reach.lanes * grouped) * groups,
+            cycles=slot * slots + (group + row * reach.lanes * grouped) * groups,
             tile=fma * entries,
             stored=float(layer.sparse.nnz) if expanded else entries,
             bytes=slots * 21 + 4.0 * layer.sparse.nnz if expanded else slots * 2 + entries * (4 + index),

@@ -10,6 +10,7 @@ from scipy import sparse as sp
 from tvm_doping.kernels.plan import Alternative, Config, Part
 from tvm_doping.sparsity.dots import DotName
 from tvm_doping.sparsity.formats.perm import count_slots
+from tvm_doping.sparsity.formats.perm2x32 import Perm2x32
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.values import Precision, ValueType
@@ -45,6 +46,11 @@ class Layer:
     def slots(self) -> tuple[int, int]:
         """Slots that perm32 makes of S: rows in natural order, and alike ones grouped. perm32_expand asks too."""
         return count_slots(self.sparse, 0), count_slots(self.sparse, 1)
+
+    @cached_property
+    def slots2x32(self) -> tuple[int, int]:
+        """The same of perm2x32."""
+        return count_slots(self.sparse, 0, Perm2x32.reach), count_slots(self.sparse, 1, Perm2x32.reach)
 
     @cached_property
     def slots8(self) -> tuple[int, int]:

@@ -31,6 +31,7 @@ _PARAMS: dict[str, tuple[dict[str, int], ...]] = {
     "perm8": tuple({"multiple": m, "grouped": g} for m in (2, 4) for g in (0, 1)),
     "perm32": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
     "perm32_expand": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
+    "perm2x32": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
     "perm64": tuple({"multiple": m, "grouped": g} for m in (1, 2, 4) for g in (0, 1)),
 }
 # Vectors of a tile of streams (0: one by one), and of steps that are projected ahead (0: each step projects its own input). Five

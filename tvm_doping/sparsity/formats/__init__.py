@@ -12,6 +12,7 @@ from tvm_doping.sparsity.formats.block import Block
 from tvm_doping.sparsity.formats.csr import CSR
 from tvm_doping.sparsity.formats.mma import MMA16
 from tvm_doping.sparsity.formats.perm import Perm32
+from tvm_doping.sparsity.formats.perm2x32 import Perm2x32
 from tvm_doping.sparsity.formats.perm8 import Perm8
 from tvm_doping.sparsity.formats.perm64 import Perm64
 from tvm_doping.sparsity.formats.perm_expand import Perm32Expand
@@ -25,6 +26,7 @@ FORMATS: dict[str, Format] = {
     "perm8": Perm8(),
     "perm32": Perm32(),
     "perm32_expand": Perm32Expand(),
+    "perm2x32": Perm2x32(),
     "perm64": Perm64(),
     "block4": Block(4),
     "block8": Block(8),
@@ -58,6 +60,7 @@ __all__ = [
     "Block",
     "Format",
     "Packed",
+    "Perm2x32",
     "Perm8",
     "Perm32",
     "Perm32Expand",
