@@ -46,6 +46,16 @@ def test_formats(format: str, values: ValueType) -> None:
     check_lstm(w, plan, target, SHAPES, rounded(plan, w))
 
 
+@pytest.mark.parametrize("values", NARROW)
+@pytest.mark.parametrize("format", ["sell16", "block4", "block8", "block16"])
+def test_two_rows_a_register(format: str, values: ValueType) -> None:
+    target, w = target_or_skip("x86-64-v3"), doped("kronecker", 0.25)
+    plan = planned(w, target.name, format, values)
+    plan = replace(plan, config=replace(plan.config, lanes=8, tile=8, tile_from=4, registers=32))
+    assert plan.config.full == 16
+    check_lstm(w, plan, target, [(2, 8), (1, 13)], rounded(plan, w))
+
+
 @pytest.mark.parametrize("values", ["bf16", "int8"])
 def test_without_f16c(values: ValueType) -> None:
     target, w = target_or_skip("x86-64-v2"), doped("kronecker", 0.25)

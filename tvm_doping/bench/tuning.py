@@ -35,13 +35,22 @@ FORMAT_VERSION = 1
 STRATEGIES: tuple[Strategy, ...] = ("xgboost", "evolutionary", "random")
 Until = Literal["compiled", "timed", "done"]
 UNTIL: tuple[str, ...] = get_args(Until)
-# The reduced space: the packings that differ most, and of registers the ends.
-_WAYS: tuple[tuple[str, dict[str, int]], ...] = (
-    ("csr", {"multiple": 1}),
-    ("csr", {"multiple": 4}),
-    ("sell16", {"window": 0}),
-    ("perm8", {"multiple": 4, "grouped": 0}),
-)
+# The reduced space: the packings that differ most, without and with AVX-512, and of registers the ends.
+_WAYS: dict[bool, tuple[tuple[str, dict[str, int]], ...]] = {
+    False: (
+        ("csr", {"multiple": 1}),
+        ("csr", {"multiple": 4}),
+        ("sell16", {"window": 0}),
+        ("perm8", {"multiple": 4, "grouped": 0}),
+    ),
+    True: (
+        ("sell16", {"window": 0}),
+        ("perm32", {"multiple": 4, "grouped": 0}),
+        ("perm32", {"multiple": 4, "grouped": 1}),
+        ("perm2x32", {"multiple": 2, "grouped": 0}),
+        ("perm2x32", {"multiple": 1, "grouped": 1}),
+    ),
+}
 _REGISTERS = (1.0, 0.5)
 _STEPS = (0, 1, 3)
 _STRIPES = (1, 2)  # of the recurrent weight, in a batch
@@ -208,7 +217,7 @@ def _space(H: int, compression: float, batch: int, target: Target) -> Space:
     chosen = start(whole)
     chosen_steps = (chosen.numbers.steps // chosen.numbers.lanes,)
     for name, way in chosen.ways.items():
-        kept = [w for w in axes[f"{name}.way"] if (w.format, w.params) in _WAYS]
+        kept = [w for w in axes[f"{name}.way"] if (w.format, w.params) in _WAYS[target.lanes == 16]]
         plain = way.model_copy(update={"order": "left"})
         axes[f"{name}.way"] = tuple(kept if plain in kept else [*kept, plain])
         axes[f"{name}.order"] = (way.order,)

@@ -133,7 +133,7 @@ class _Layer:
 
     def cell(self, gates: Buffer, h: Buffer, c: Buffer, width: int) -> None:
         """The element-wise part; the last vector may run over into the slack of its buffers, whose values are never read."""
-        hidden, lanes = self.plan.hidden, self.plan.config.lanes
+        hidden, lanes = self.plan.hidden, self.plan.config.full
 
         def gate(k: int, at: Expr) -> Expr:
             return load(gates, k * hidden * width + at, lanes)

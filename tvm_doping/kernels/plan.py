@@ -64,6 +64,11 @@ class Config:
     shared: bool = False
     grid: Grid | None = None
 
+    @property
+    def full(self) -> int:
+        """fp32 values of the target's widest register, of which `lanes` is half where a batch fills no more (AVX-512)."""
+        return 16 if (self.lanes, self.registers) == (8, 32) else self.lanes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_doping._tvm import T, tirx
-from tvm_doping.kernels import dot_blocks, gather, perm2x32, perm8, perm32, perm64
+from tvm_doping.kernels import dot_blocks, gather, pairs, perm2x32, perm8, perm32, perm64
 from tvm_doping.kernels.emit import (
     LINES,
     Buffer,
@@ -126,6 +126,13 @@ def _sell16_stream(product: Product, scope: Scope) -> None:
 def _sell16_tile(product: Product, scope: Scope) -> None:
     """16 accumulators, one a row: an FMA a slot's lane and vector of streams."""
     group_ptr, indices, values, rows = _arrays(scope, "group_ptr", "indices", "values", "rows")
+    if pairs.paired(scope):
+
+        def columns(at: Expr) -> list[Expr]:
+            return unpacked(indices, 0, 16, at)
+
+        pairs.tile(scope, group_ptr, values, columns, lambda g: row_of(rows, g * 16), _scales(scope))
+        return
     with split(int(group_ptr.shape[0]) - 1, scope.shared) as g:
         first, stored = address(group_ptr[g]), Rows(values, 16, scope.lanes)
 
@@ -174,6 +181,13 @@ def _block_tile(product: Product, scope: Scope) -> None:
     """One vector of streams serves all rows of a block."""
     block_ptr, columns, values = _arrays(scope, "block_ptr", "columns", "values")
     b = int(values.shape[1])
+    if pairs.paired(scope):
+
+        def column(at: Expr) -> list[Expr]:
+            return [address(columns[at])]
+
+        pairs.tile(scope, block_ptr, values, column, lambda g: row_of(None, g * b), _scales(scope))
+        return
     with split(int(block_ptr.shape[0]) - 1, scope.shared) as g:
         first, stored = address(block_ptr[g]), Rows(values, b, scope.lanes)
 

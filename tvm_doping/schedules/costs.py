@@ -19,6 +19,7 @@ from tvm_doping.targets import Target
 
 # Of a tile's inputs, how much of the L1 they may take: the weights pass through it.
 _SHARE_OF_L1 = 0.7
+_PAIRED = 0.68
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def sell16(layer: Layer, target: Target, lanes: int) -> Cost:
     groups = -(-layer.rows // 16)
     return Cost(
         cycles=rate("sell16", target) * slots + rate("sell16_group", target) * groups,
-        tile=_fma(layer, target, lanes) * slots + rate("sell16_group_tile", target) * groups,
+        tile=_paired(layer, target, lanes) * slots + rate("sell16_group_tile", target) * groups,
         stored=slots,
         bytes=slots * 6,
         note=f"{layer.sparse.nnz / max(1.0, slots):.0%} of the slots filled",
@@ -197,7 +198,7 @@ def block(rows: int) -> Callable[..., Cost]:
         each = rate("block", target) + rate("block_fma", target) * max(1.0, rows / lanes)
         return Cost(
             cycles=each * blocks + rate("block_group", target) * layer.rows / rows,
-            tile=_fma(layer, target, lanes) * rate("tile_block", target) * blocks * rows,
+            tile=_paired(layer, target, lanes) * rate("tile_block", target) * blocks * rows,
             stored=blocks * rows,
             bytes=blocks * (rows * 4 + 2),
             note=f"{layer.sparse.nnz / max(1.0, blocks * rows):.0%} of the blocks' values are nonzeros",
@@ -229,6 +230,11 @@ def _fma(layer: Layer, target: Target, lanes: int) -> float:
     """Cycles of an FMA of a tile of so many streams."""
     close = layer.columns * lanes * 4 < _SHARE_OF_L1 * target.l1
     return rate("tile" if close else "tile_l2", target)
+
+
+def _paired(layer: Layer, target: Target, lanes: int) -> float:
+    """The same of a format whose rows share registers where streams fill half of one (kernels.pairs; measured on Zen 5)."""
+    return _fma(layer, target, lanes) * (_PAIRED if 2 * lanes == target.lanes == 16 else 1.0)
 
 
 def _look_up(
