@@ -17,6 +17,7 @@ from tvm_doping import checkpoint
 from tvm_doping.bench import accuracy, accuracy_speed
 from tvm_doping.bench.accuracy_cells import label
 from tvm_doping.errors import BenchError
+from tvm_doping.models.tasks.seq2seq import Translator
 
 METHODS = ("doped kronecker", "pruned", "low rank", "smaller dense")
 FIELDS: dict[str, Any] = {
@@ -220,3 +221,11 @@ def test_what_is_timed_is_one_stream_or_a_beam() -> None:
     for streams in (1, 4):
         output, *_ = cast(Any, accuracy_speed._call(bundle, streams)())
         assert output.shape == (streams, 8)
+
+
+def test_a_translators_decoder_is_timed_step_by_step() -> None:
+    """Of its inputs the encoder's outputs have no time axis of a step to take away."""
+    part = accuracy_speed.part_of(Translator(20, 20, 8, 8).eval())
+    bundle = tvm_doping.compile(part.module, **part.options)
+    logits = cast(Any, accuracy_speed._call(bundle, part.options["batch"])())
+    assert logits.shape == (part.options["batch"], 20)

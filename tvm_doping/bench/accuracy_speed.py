@@ -19,6 +19,7 @@ from tvm_doping.errors import BenchError
 from tvm_doping.models import extract, load_model
 from tvm_doping.models.tasks.seq2seq import Translator
 from tvm_doping.runtime import Session
+from tvm_doping.signature import first_step
 from tvm_doping.targets import resolve
 
 
@@ -84,7 +85,10 @@ def _call(bundle: Bundle, streams: int) -> Callable[[], object]:
     session = Session(bundle)
     if not bundle.manifest.streaming:
         return lambda: session.run(*inputs)
-    first = [np.ascontiguousarray(array[0]) for array in inputs]
+    first = [
+        np.ascontiguousarray(array[first_step(spec)])
+        for array, spec in zip(inputs, bundle.manifest.inputs, strict=True)
+    ]
     return lambda: session.step(*first)
 
 
