@@ -54,7 +54,7 @@ def with_gpu(emulated: Driver) -> Iterator[Driver]:
             return emulated.image(source)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedules.cuda, "_THREADS", 64)  # each is a fiber
+        patch.setattr(schedules.grids, "THREADS", (64,))  # each is a fiber
         patch.setattr(linking, "fatbin", image)
         patch.setattr(build, "find_nvcc", lambda: "nvcc")
         yield emulated

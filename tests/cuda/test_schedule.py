@@ -44,7 +44,7 @@ def test_a_low_rank_is_kept_where_an_exchange_costs_less_than_the_dense_weight()
         assert plan(small, **options).recurrent.part.kind == "low_rank"
     chosen = plan(large)
     assert chosen.recurrent.part.kind == "low_rank" and chosen.recurrent.sparse == "sell32"
-    assert "low_rank kept (predicted" in chosen.reason and "multiplied out)" in chosen.reason
+    assert "W_hh: low_rank kept; rows of S" in chosen.reason and "multiplied out)" in chosen.reason
 
 
 def test_blocks_are_given_to_tensor_cores_from_a_batch_on() -> None:
@@ -67,7 +67,7 @@ def test_tensor_cores_are_refused_without_rounding() -> None:
 def test_a_model_of_low_ranks_and_blocks_is_compiled_and_compared(
     emulated: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules.cuda, "_THREADS", 64)  # each is a fiber
+    monkeypatch.setattr(schedules.grids, "THREADS", (64,))  # each is a fiber
     monkeypatch.setattr(linking, "fatbin", lambda source, arch: emulated.image(source))
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     gpu.compute_capability.cache_clear()

@@ -72,7 +72,7 @@ WAY = ("records", 0, "choice", "ways", "input")
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        (("format_version",), 2, "format_version 1; got 2"),
+        (("format_version",), 3, "format_version 1 or 2; got 3"),
         (("records", 0, "us", "1"), -3.0, "records.0.us.1: needs Input should be greater than 0"),
         (("records", 0, "surprise"), 1, "records.0.surprise: needs Extra inputs are not permitted"),
         ((*WAY, "format"), "nonsense", "a format among csr"),

@@ -6,6 +6,7 @@ from tvm_doping.records.loops import LoopFile, LoopRecord, Workload
 from tvm_doping.records.model import (
     Choice,
     Device,
+    GridNumbers,
     Key,
     Numbers,
     Record,
@@ -20,6 +21,7 @@ __all__ = [
     "Choice",
     "Device",
     "Found",
+    "GridNumbers",
     "Key",
     "LoopFile",
     "LoopRecord",

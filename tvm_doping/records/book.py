@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -75,8 +75,14 @@ class Book:
             )
         return cls.open([records])
 
-    def find(self, operation: str, key: Key, machine: Machine) -> Found | None:
-        """The nearest record, of equals the faster; None where the nearest is too far."""
+    def find(
+        self,
+        operation: str,
+        key: Key,
+        machine: Machine,
+        serves: Callable[[Record], bool] = lambda record: True,
+    ) -> Found | None:
+        """The nearest record of those that serve, of equals the faster; None where the nearest is too far."""
         found = [
             Found(record=record, distance=away, device=file.device)
             for file in self.files
@@ -84,7 +90,8 @@ class Book:
             for record in file.records
             if (away := distance(record.key, key) + _machines(file.device, machine)) <= NEAR
         ]
-        return min(found, key=lambda f: (f.distance, f.record.score), default=None)
+        ranked = sorted(found, key=lambda f: (f.distance, f.record.score))
+        return next((f for f in ranked if serves(f.record)), None)
 
     def loops(self, hash: str, tvm: str, machine: Machine) -> tuple[LoopRecord, Device] | None:
         """The record of a workload (`records.loops.Workload`) and where it was measured: that of the machine most like this one."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tvm_doping.errors import RecordError
 from tvm_doping.places import check_writable
 from tvm_doping.records.loops import LOOPS, LoopFile, LoopRecord
-from tvm_doping.records.model import FORMAT_VERSION, Device, Record, RecordFile
+from tvm_doping.records.model import FORMAT_VERSION, READ_VERSIONS, Device, Record, RecordFile
 from tvm_doping.strict_json import read_json
 
 AnyFile = RecordFile | LoopFile
@@ -31,10 +31,11 @@ def read(path: str | os.PathLike[str]) -> AnyFile:
     except FileNotFoundError as error:
         raise RecordError(str(path), "a file of records", str(error), "Check the path.") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise RecordError(str(path), f"format_version {FORMAT_VERSION}", repr(version)[:80], _AGAIN)
+    if isinstance(version, bool) or version not in READ_VERSIONS:
+        known = " or ".join(map(str, READ_VERSIONS))
+        raise RecordError(str(path), f"format_version {known}", repr(version)[:80], _AGAIN)
     try:
-        return _kind(raw.get("operation")).model_validate(raw)
+        return _kind(raw.get("operation")).model_validate({**raw, "format_version": FORMAT_VERSION})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))[:200] or "the whole"

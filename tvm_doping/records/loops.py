@@ -82,7 +82,7 @@ class LoopRecord(Timed):
 class LoopFile(Strict):
     """<device>/loops.json: all records of loops on one machine."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     device: Device
     operation: Literal["loops"] = LOOPS
     records: tuple[LoopRecord, ...]

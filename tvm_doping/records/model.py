@@ -11,12 +11,17 @@ from tvm_doping.sparsity import FORMATS
 from tvm_doping.sparsity.dots import DotName
 from tvm_doping.sparsity.values import Precision, ValueType
 
-FORMAT_VERSION: Literal[1] = 1
+# Version 1 is the same without the grids of GPUs.
+FORMAT_VERSION: Literal[2] = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
 DENSE = "dense"  # the format, in a record, of a weight that is multiplied out
 Operation = Literal["lstm", "linear"]
 # The weights of each operation, as its plan calls their products.
 PRODUCTS: dict[str, tuple[str, ...]] = {"lstm": ("input", "recurrent"), "linear": ("product",)}
+# What CUDA kernels read an S of; the one for tensor cores has narrow values alone.
+_GPU_FORMATS, _TENSOR, _NARROW = ("sell32", "mma16"), "mma16", ("fp16", "bf16")
 _LARGEST_BATCH = 64
+_WARP, _MOST_THREADS = 32, 1024
 
 Size = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -30,7 +35,10 @@ class Strict(BaseModel):
 
 
 class Device(Strict):
-    """The machine of the measurements: its target and caches (bytes) decide where records serve, its CPU names them."""
+    """The machine of the measurements: its target and caches (bytes) decide where records serve.
+
+    cpu     what names it: its CPU, of a GPU's target the GPU; cores: of that, a GPU's multiprocessors.
+    """
 
     target: str
     cpu: str
@@ -93,16 +101,34 @@ class Way(Strict):
         return self
 
 
+class GridNumbers(Strict):
+    """What is decided of the numbers of a CUDA kernel (kernels.plan.Grid): its limits are the target's."""
+
+    parts: Count
+    threads: Annotated[int, Field(ge=_WARP, le=_MOST_THREADS, multiple_of=_WARP)]
+    tile_from: Count
+
+
 class Numbers(Strict):
-    """The numbers of the kernel's Config (kernels.plan), which the products of a layer share."""
+    """The numbers of the kernel's Config (kernels.plan), which the products of a layer share; on a GPU its grid alone."""
 
     lanes: Count
-    registers: Count
+    registers: Size
     tile: Size = 0
     tile_from: Size = 0
     steps: Size = 0
     steps_from: Size = 0
     shared: bool = False
+    grid: GridNumbers | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Numbers:
+        if self.grid is None and not self.registers:
+            raise ValueError("registers of a CPU, or a grid of a GPU, not 0 registers")
+        others = (self.registers, self.tile, self.tile_from, self.steps, self.steps_from, self.shared)
+        if self.grid is not None and (self.lanes != 1 or any(others)):
+            raise ValueError("no other numbers beside a grid but 1 lane and 0 registers")
+        return self
 
     @model_validator(mode="after")
     def _whole_vectors(self) -> Numbers:
@@ -119,6 +145,27 @@ class Choice(Strict):
 
     ways: dict[str, Way]
     numbers: Numbers
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it is that of a CUDA kernel."""
+        return self.numbers.grid is not None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Choice:
+        if not self.gpu:
+            return self
+        for name, way in self.ways.items():
+            if way.format not in (None, DENSE, *_GPU_FORMATS) or way.params or way.dot or way.stripes != 1:
+                raise ValueError(
+                    f"for a grid of blocks {', '.join(_GPU_FORMATS)} or {DENSE}, as packed for its parts, for {name}, "
+                    f"not {way.format!r} with {way.params or way.dot or f'{way.stripes} stripes'}"
+                )
+            if way.format == _TENSOR and way.values not in _NARROW:
+                raise ValueError(
+                    f"values of {_TENSOR} in {' or '.join(_NARROW)}, not {way.values}, for {name}"
+                )
+        return self
 
 
 class Timed(Strict):
@@ -169,13 +216,16 @@ class Record(Timed):
                 raise ValueError(f"a format for the {weight.nnz} nonzeros of {name}")
             if way.format not in (None, DENSE) and not weight.nnz:
                 raise ValueError(f"no format for the empty S of {name}, not {way.format!r}")
+            narrow = {"fp32"} if self.key.precision == "exact" else {"fp32", self.key.precision}
+            if self.choice.gpu and way.values not in narrow:
+                raise ValueError(f"values of {name} in {' or '.join(sorted(narrow))}, not {way.values}")
         return self
 
 
 class RecordFile(Strict):
     """<device>/<operation>.json: all records of one operation on one machine."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     device: Device
     operation: Operation
     records: tuple[Record, ...]
@@ -188,6 +238,8 @@ class RecordFile(Strict):
                 raise ValueError(
                     f"weights {sorted(wanted)} of {self.operation}, not {sorted(record.key.weights)}"
                 )
+        if len({record.choice.gpu for record in self.records}) > 1:
+            raise ValueError("numbers of CPUs or grids of a GPU, not both")
         if len({record.key.model_dump_json() for record in self.records}) != len(self.records):
             raise ValueError("one record a key")
         return self

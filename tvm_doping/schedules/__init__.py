@@ -63,10 +63,12 @@ def choose_lstm(
     # Streams that run side by side leave no lanes to steps.
     ahead = steps if batch == 1 else 1
     layers = [layer_of(w_ih, batch, precision, steps=ahead), layer_of(w_hh, batch, precision)]
+    named = dict(zip(LstmPlan.products, layers, strict=True))
     if target.gpu:
-        return cuda.choose_lstm(
+        plan = cuda.choose_lstm(
             layers, hidden=int(w_hh.shape[1]), reverse=reverse, target=target, force=force
         )
+        return plan if force else recorded(plan, named, target=target, threads=threads, records=records)
     (ih, why_not_ih), (hh, why_not_hh) = (_choose(layer, target, force) for layer in layers)
     # One width for both. Streams and steps run as tiles from the number on at which both products together are faster so.
     config = replace(
@@ -85,10 +87,7 @@ def choose_lstm(
         reason=f"W_ih: {ih.reason}; W_hh: {hh.reason}",
         rejected=(*why_not_ih, *why_not_hh),
     )
-    if force or records is None:
-        return plan
-    named = dict(zip(LstmPlan.products, layers, strict=True))
-    return recorded(plan, named, target=target, threads=threads, records=records)
+    return plan if force else recorded(plan, named, target=target, threads=threads, records=records)
 
 
 def choose_linear(
@@ -104,8 +103,10 @@ def choose_linear(
 ) -> LinearPlan:
     """The plan of a linear layer with the structure w (O, I); batch x steps: the rows of its input to be fast for."""
     layer = layer_of(w, batch * steps, precision)
+    named = {"product": layer}
     if target.gpu:
-        return cuda.choose_linear(layer, target=target, force=force)
+        plan = cuda.choose_linear(layer, target=target, force=force)
+        return plan if force else recorded(plan, named, target=target, threads=threads, records=records)
     chosen, rejected = _choose(layer, target, force)
     shared = worth_sharing(chosen.cycles, threads)
     plan = LinearPlan(
@@ -116,9 +117,7 @@ def choose_linear(
         reason=chosen.reason,
         rejected=rejected,
     )
-    if force or records is None:
-        return plan
-    return recorded(plan, {"product": layer}, target=target, threads=threads, records=records)
+    return plan if force else recorded(plan, named, target=target, threads=threads, records=records)
 
 
 def layer_of(structure: Any, batch: int = 1, precision: Precision = "exact", *, steps: int = 1) -> Layer:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,7 @@ def _kronecker(base: Any, order: np.ndarray, part: Part, cut: Cut) -> dict[str, 
     }
 
 
+@lru_cache(maxsize=256)
 def needed(part: Part, cut: Cut) -> tuple[int, int]:
     """Rows of the first factor that a part needs at most, if B's come first and if C's do."""
     order, m2 = cut.order().reshape(cut.parts, cut.rows), part.dims[2]
