@@ -27,6 +27,15 @@ def compute_capability() -> tuple[int, int] | str:
     return numbers[0], numbers[1]
 
 
+def name() -> str:
+    """What the first GPU calls itself, "NVIDIA H200"; "a GPU" where there is none."""
+    if isinstance(compute_capability(), str):
+        return "a GPU"
+    text = ctypes.create_string_buffer(256)
+    ctypes.CDLL("libcuda.so.1").cuDeviceGetName(text, len(text), 0)
+    return text.value.decode(errors="replace")
+
+
 def lacking(feature: str) -> str | None:
     """What is here in place of the feature; None where the GPU has it."""
     have = compute_capability()

@@ -40,10 +40,9 @@ def build_library(
     """Generate and link the code; also the largest error in `runs`, NaN where this machine cannot run it."""
     machine, error = context.target, math.nan
     # main stays bytecode: a session reads from it which kernels a step calls, and calls them without the VM
-    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder, _images(machine) as pack_imports:
+    with tempfile.TemporaryDirectory(prefix="tvm-doping-") as folder, images_of(machine) as pack_imports:
         path = Path(folder) / "lib.so"
-        pipeline_name = CUDA_PIPELINE if machine.gpu else TIR_PIPELINE
-        executable = relax.build(mod, machine.tvm(), tir_pipeline=pipeline_name)
+        executable = relax.build(mod, machine.tvm(), tir_pipeline=pipeline_of(machine))
         export(executable, mod, path, linker, pack_imports)
         # What is compared is the library itself: running the executable would generate all its code once more.
         if runs_here:
@@ -56,9 +55,14 @@ def build_library(
         return path.read_bytes(), error
 
 
-def _images(machine: Target) -> Any:
+def images_of(machine: Target) -> Any:
     """What makes the images of a GPU's kernels, while the module is built; nothing for a CPU."""
     return images(lambda source: fatbin(source, machine.gpu)) if machine.gpu else nullcontext()
+
+
+def pipeline_of(machine: Target) -> Any:
+    """How functions are lowered for a target, as TVM takes it."""
+    return CUDA_PIPELINE if machine.gpu else TIR_PIPELINE
 
 
 def _compare(

@@ -92,8 +92,6 @@ def test_what_cannot_be_is_refused_before_anything_runs(tmp_path: Path) -> None:
         tune(small(), **options, only="rnn(")
     with pytest.raises(TargetError, match="measure on"):
         tune(small(), "x86-64-v4-bf16", **options) if missing("x86-64-v4-bf16") else _raise()
-    with pytest.raises(TargetError, match="tuning for cuda-sm90: needs a CPU"):
-        tune(small(), "cuda-sm90", **options)
     assert not (tmp_path / "records").exists()
 
 

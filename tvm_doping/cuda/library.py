@@ -17,7 +17,9 @@ _OUT = ctypes.POINTER(ctypes.c_void_p)
 _CALLS: dict[str, tuple[Any, ...]] = {
     "cudaEventCreateWithFlags": (_OUT, _U),
     "cudaEventDestroy": (_P,),
+    "cudaEventElapsedTime": (ctypes.POINTER(ctypes.c_float), _P, _P),
     "cudaEventRecord": (_P, _P),
+    "cudaEventSynchronize": (_P,),
     "cudaFreeHost": (_P,),
     "cudaGraphDestroy": (_P,),
     "cudaGraphExecDestroy": (_P,),
@@ -73,9 +75,9 @@ class Cuda:
         """A new stream that waits for no other by itself."""
         return self._made("cudaStreamCreateWithFlags", _NON_BLOCKING)
 
-    def event(self) -> int:
-        """A new event."""
-        return self._made("cudaEventCreateWithFlags", _NO_TIMING)
+    def event(self, *, timed: bool = False) -> int:
+        """A new event; timed: one that notes when it came."""
+        return self._made("cudaEventCreateWithFlags", 0 if timed else _NO_TIMING)
 
     def free(self, *, stream: int = 0, event: int = 0, graph: int = 0) -> None:
         """Give back what the methods above and `end_capture` made."""
@@ -90,6 +92,13 @@ class Cuda:
     def record(self, event: int, stream: int) -> None:
         """Let the event be the end of the stream as it is now."""
         self._call("cudaEventRecord", event, stream)
+
+    def elapsed(self, start: int, end: int) -> float:
+        """Microseconds of the GPU from one timed event to the other, which is waited for."""
+        milliseconds = ctypes.c_float()
+        self._call("cudaEventSynchronize", end)
+        self._call("cudaEventElapsedTime", ctypes.byref(milliseconds), start, end)
+        return 1e3 * milliseconds.value
 
     def wait(self, stream: int, event: int) -> None:
         """Let what comes next on the stream wait for the event; an event never recorded is none to wait for."""

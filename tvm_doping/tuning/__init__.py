@@ -20,12 +20,15 @@ from tvm_doping import __version__
 from tvm_doping._threads import cores as usable_cores
 from tvm_doping.errors import InvalidInput, TargetError
 from tvm_doping.gpu import PREFIX, lacking
+from tvm_doping.gpu import name as gpu_name
+from tvm_doping.kernels.cuda.nvcc import find_nvcc
 from tvm_doping.passes import Context
 from tvm_doping.passes.recall import STEPS
 from tvm_doping.records import Device, Record, own_folder, save
 from tvm_doping.records.loops import LOOPS
 from tvm_doping.sparsity.values import Precision
 from tvm_doping.targets import Target, cpu_name, missing_features, resolve
+from tvm_doping.tuning.gpu_space import gpu_space_of
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.loops import LoopTask, LoopTrials, in_words, loop_tasks, said
 from tvm_doping.tuning.measure import Job
@@ -63,7 +66,7 @@ def tune(
     echo: Callable[[str], None] = print,
 ) -> list[Path]:
     """Measure candidates for each layer and each dense function of a model on this machine (or those of a tracker) and record the
-    fastest; returns the files of records.
+    fastest; returns the files of records. For a GPU's target the layers alone, on the first GPU of this machine, which needs nvcc.
 
     model      as `compile` takes it, and so are target, example, batch, threads and precision;
     trials     candidates a layer, or what `minutes`, shared among the layers, leave time for;
@@ -86,7 +89,9 @@ def tune(
     try:
         imported = imported_of(model, example)
         context = replace(context, names=imported.names)
-        tasks: list[Task | LoopTask] = [*tasks_of(imported, context), *loop_tasks(imported, context, STEPS)]
+        tasks: list[Task | LoopTask] = [*tasks_of(imported, context)]
+        if not machine.gpu:  # dense functions are TVM's own loops there
+            tasks += loop_tasks(imported, context, STEPS)
         tasks = [task for task in tasks if any(re.search(only, name) for name in task.names)]
         if not tasks:
             raise InvalidInput(
@@ -118,7 +123,8 @@ def tune(
                     echo(said(task, found, loops.reason))
                     shutil.rmtree(loops.place, ignore_errors=True)
                     continue
-                run = Trials(space_of(task, machine), machine, workers, history, job, **options)
+                space = gpu_space_of(task, machine) if machine.gpu else space_of(task, machine)
+                run = Trials(space, machine, workers, history, job, **options)
                 best = run.run(budget, strategy, seed)
                 paths.append(save(records or own_folder(), device, task.operation, [record_of(task, best)]))
                 echo(_said(task, best))
@@ -183,12 +189,8 @@ def _check(
     if strategy not in STRATEGIES:
         raise InvalidInput("strategy", f"one of {', '.join(STRATEGIES)}", repr(strategy), "Choose one.")
     if machine.gpu:
-        raise TargetError(
-            f"tuning for {machine.name}",
-            "a CPU: candidates are searched and timed there alone",
-            lacking(f"{PREFIX}{machine.gpu}") or "a GPU",
-            "Compile without: GPUs' schedules choose by rules, and `python -m tvm_doping.bench.cuda` measures what they chose.",
-        )
+        _check_gpu(machine, tracker, threads)
+        return
     if tracker is None:
         missing = missing_features(machine.features)
         if missing:
@@ -209,12 +211,30 @@ def _check(
         )
 
 
+def _check_gpu(machine: Target, tracker: str | None, threads: int) -> None:
+    """What a job for a GPU needs of this machine."""
+    if missing := missing_features(machine.features):
+        gpu = next((f for f in missing if f.startswith(PREFIX)), "")
+        raise TargetError(
+            f"tuning for {machine.name}",
+            f"a machine with {', '.join(missing)} to measure on",
+            (gpu and lacking(gpu)) or cpu_name(),
+            "Tune on such a machine; records can be carried (docs/cuda.md). Compile without: the schedules predict.",
+        )
+    if tracker is not None:
+        got = f"the tracker {tracker}"
+        raise InvalidInput("tracker", "none for a GPU's target", got, "Tune on the GPU's own machine.")
+    if threads > 1:
+        raise InvalidInput("threads", "1 for a GPU's target", str(threads), "Leave it out.")
+    find_nvcc()
+
+
 def device_of(machine: Target, cpu: str | None = None) -> Device:
-    """The machine as records name it; cpu: this one's, if left out."""
+    """The machine as records name it; cpu: this one's, or its GPU's, if left out."""
     return Device(
         target=machine.name,
-        cpu=cpu or cpu_name(),
-        cores=machine.cores,
+        cpu=cpu or (gpu_name() if machine.gpu else cpu_name()),
+        cores=machine.multiprocessors or machine.cores,
         l1=machine.l1,
         l2=machine.l2,
         l3=machine.l3,

@@ -1,7 +1,8 @@
-"""Where a candidate runs: in this process, or on a machine that an RPC tracker lends."""
+"""Where a candidate runs: in this process, or on a machine that an RPC tracker lends; on a GPU: `gpu.Gpu`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ class Device(Protocol):
     def put(self, array: np.ndarray) -> Any:
         """The array, on the device."""
 
+    def timer(self, module: Any, name: str, arguments: Sequence[Any], steps: int) -> Callable[[int], float]:
+        """What gives the microseconds of a call of a function, the mean of so many in a row; steps: the T of its arguments."""
+
 
 class Local:
     """This machine."""
@@ -37,6 +41,9 @@ class Local:
 
     def put(self, array: np.ndarray) -> Any:
         return tvm.runtime.from_dlpack(aligned_copy(array))
+
+    def timer(self, module: Any, name: str, arguments: Sequence[Any], steps: int) -> Callable[[int], float]:
+        return _evaluated(module, name, self.where, arguments)
 
 
 class Remote:
@@ -61,3 +68,16 @@ class Remote:
 
     def put(self, array: np.ndarray) -> Any:
         return tvm.runtime.tensor(array, self.where)
+
+    def timer(self, module: Any, name: str, arguments: Sequence[Any], steps: int) -> Callable[[int], float]:
+        return _evaluated(module, name, self.where, arguments)
+
+
+def _evaluated(module: Any, name: str, where: Any, arguments: Sequence[Any]) -> Callable[[int], float]:
+    """By TVM's own clock."""
+
+    def time(number: int) -> float:
+        evaluator = module.time_evaluator(name, where, number=number, repeat=1)
+        return 1e6 * float(evaluator(*arguments).mean)
+
+    return time

@@ -22,10 +22,13 @@ from tvm_doping.arrays import aligned_copy, aligned_zeros
 from tvm_doping.cross import compiler
 from tvm_doping.errors import DopingError
 from tvm_doping.kernels import LinearPlan, LstmPlan, linear, lstm, traced
-from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.kernels.pool import export
+from tvm_doping.kernels.sparse import ROUNDING
+from tvm_doping.linking import images_of, pipeline_of
+from tvm_doping.schedules.recorded import illegal
 from tvm_doping.targets import Target
 from tvm_doping.tuning.device import Device, Local, Remote
+from tvm_doping.tuning.gpu import Gpu
 
 Plan = LstmPlan | LinearPlan
 
@@ -53,7 +56,8 @@ _ROUNDS, _SAMPLE_US = 20, 1000.0
 _HOPELESS, _GLANCE = 1.4, 5
 # The first plan's time over its best so far, beyond which a measurement is disturbed and goes on, and how many times as long.
 _DISTURBED, _PATIENCE = 1.05, 4
-_CLOSE = 1e-4
+# From NumPy's results, relative to the largest; where a GPU rounds z too, a number of it may be rounded the other way.
+_CLOSE, _CLOSE_ROUNDED = 1e-4, 5e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def measure(
                 _build(plan, weights, target, Path(job.kept or Path(folder) / str(at)))
                 for at, plan in enumerate(plans)
             ]
-        with _open(job) as device:
+        with _open(job, target) as device:
             runs = [
                 (_LoopRun if isinstance(plan, LoopPlan) else _Run)(plan, arrays, path, job, device)
                 for plan, (arrays, path) in zip(plans, kernels, strict=True)
@@ -170,8 +174,13 @@ class _Run:
         return [self.device.put(array) for array in self.arrays.values()]
 
     def check(self) -> None:
-        """Compare one run with NumPy: enough steps for a tile of them and a rest."""
-        given, expected = self._case(self._steps())
+        """Compare runs with NumPy: enough steps for a tile of them and a rest; on a GPU a single one too, which has a kernel of
+        its own."""
+        for steps in self._steps():
+            self._check(steps)
+
+    def _check(self, steps: int) -> None:
+        given, expected = self._case(steps)
         outputs = [aligned_zeros(array.shape, array.dtype) for array in expected]
         arguments = [
             *(self.device.put(a) for a in given),
@@ -181,11 +190,16 @@ class _Run:
         self._run(lambda: self.module.get_function(_NAME, True)(*arguments))
         for got, wanted in zip(arguments[-len(outputs) :], expected, strict=True):
             error = float(np.abs(got.numpy() - wanted).max())
-            if not error <= _CLOSE * max(1.0, float(np.abs(wanted).max())):
+            if not error <= self._close() * max(1.0, float(np.abs(wanted).max())):
                 raise DopingError("a candidate", "NumPy's results", f"{error:.2g} off", "Report this kernel.")
 
-    def _steps(self) -> int:
-        return max(self.plan.config.steps + 2, 2)
+    def _steps(self) -> tuple[int, ...]:
+        config = self.plan.config
+        return (1, 3) if config.grid is not None else (max(config.steps + 2, 2),)
+
+    def _close(self) -> float:
+        formats = {getattr(self.plan, name).sparse for name in self.plan.products}
+        return _CLOSE_ROUNDED if self.plan.config.grid is not None and formats & ROUNDING else _CLOSE
 
     def time(self, T: int) -> float:
         """Microseconds of a call, of as many as fill a sample."""
@@ -196,10 +210,10 @@ class _Run:
                 *self.packed,
                 *(self.device.put(a) for a in expected),
             ]
+            timer = self.device.timer(self.module, _NAME, arguments, T)
 
             def call(number: int) -> float:
-                evaluator = self.module.time_evaluator(_NAME, self.device.where, number=number, repeat=1)
-                return 1e6 * float(self._run(lambda: evaluator(*arguments)).mean)
+                return float(self._run(lambda: timer(number)))
 
             call(1)  # pages and caches
             number = max(1, round(_SAMPLE_US / call(1)))
@@ -234,8 +248,11 @@ class _LoopRun(_Run):
     def _packed(self) -> list[Any]:
         return []
 
-    def _steps(self) -> int:
-        return self.job.steps[0]
+    def _steps(self) -> tuple[int, ...]:
+        return self.job.steps[:1]
+
+    def _close(self) -> float:
+        return _CLOSE
 
     def _case(self, steps: int, compute: bool = True) -> tuple[list[np.ndarray], list[np.ndarray]]:
         rng = np.random.default_rng(steps)
@@ -263,6 +280,8 @@ def _build(plan: Plan | LoopPlan, weights: Any, target: Target, folder: Path) ->
     """The packed arrays, and the library: that in the folder, if it has one of the plan."""
     if isinstance(plan, LoopPlan):
         return _build_loops(plan, weights, target, folder)
+    if target.gpu and (why := illegal(plan, target)):
+        raise DopingError("a candidate", f"the limits of {target.name}", why, "It is left out.")
     if isinstance(plan, LstmPlan):
         bias = np.linspace(-0.1, 0.1, 4 * plan.hidden, dtype="float32")
         arrays = lstm.pack(plan, weights["input"], weights["recurrent"], bias)
@@ -290,9 +309,10 @@ def _library(mod: Any, text: str, target: Target, folder: Path) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(exist_ok=True)
-    executable = tvm.compile(mod, target=target.tvm(), tir_pipeline=TIR_PIPELINE)
     fresh = path.with_name(f"{os.getpid()}-{path.name}")
-    export(executable, mod, fresh, compiler(target))
+    with images_of(target) as pack:
+        executable = tvm.compile(mod, target=target.tvm(), tir_pipeline=pipeline_of(target))
+        export(executable, mod, fresh, compiler(target), pack)
     os.replace(fresh, path)  # two workers may build the one that is in every measurement
     return path
 
@@ -305,8 +325,8 @@ def _trimmed(plan: Plan | LoopPlan, job: Job) -> Plan | LoopPlan:
 
 
 @contextmanager
-def _open(job: Job) -> Iterator[Device]:
-    yield Remote(job.device) if job.device else Local()
+def _open(job: Job, target: Target) -> Iterator[Device]:
+    yield Gpu() if target.gpu else Remote(job.device) if job.device else Local()
 
 
 @contextmanager

@@ -17,14 +17,15 @@ from tvm_doping import __version__
 from tvm_doping.errors import TuningError
 from tvm_doping.records import Choice
 from tvm_doping.records.model import geometric_mean
-from tvm_doping.schedules.recorded import apply
+from tvm_doping.schedules.recorded import apply, choice_of
 from tvm_doping.structures import Structure
 from tvm_doping.targets import Target
 from tvm_doping.tuning import worker
+from tvm_doping.tuning.gpu_space import GpuSpace
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.measure import Job, typical
 from tvm_doping.tuning.metaschedule import Search, decisions_of
-from tvm_doping.tuning.space import Space, start
+from tvm_doping.tuning.space import Space
 from tvm_doping.tuning.workers import Workers
 
 Strategy = Literal["xgboost", "evolutionary", "random", "exhaustive"]
@@ -72,7 +73,7 @@ class Trials:
 
     def __init__(
         self,
-        space: Space,
+        space: Space | GpuSpace,
         target: Target,
         workers: Workers,
         log: Log,
@@ -89,7 +90,7 @@ class Trials:
         self.id, place = place_of(log, key, target, job)
         self.weights, self.job = place / "weights.npz", replace(job, kept=str(place))
         worker.save_weights(self.weights, self.task.weights)
-        self.first = start(space)
+        self.first = choice_of(space.task.plan)
         self.scores: dict[
             str, float
         ] = {}  # a choice as JSON -> its time over that of the cost model's choice
