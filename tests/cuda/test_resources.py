@@ -18,8 +18,8 @@ from tvm_doping.kernels.cuda.image import images
 from tvm_doping.kernels.cuda.lowering import cuda_pipeline
 from tvm_doping.kernels.cuda.lstm import pack, prim_func
 from tvm_doping.kernels.cuda.nvcc import compile_cuda, find_nvcc
-from tvm_doping.kernels.plan import Grid
 from tvm_doping.kernels.trees import found
+from tvm_doping.schedules.grids import grid_of
 from tvm_doping.sparsity.patterns import blocks
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
@@ -69,9 +69,11 @@ CASES: dict[str, tuple[Callable[[int, float], tuple[Any, Any]], str, str, int, i
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("hidden", [650, 1500])
-@pytest.mark.parametrize("arch", SHARED)
-def test_kernels_stay_within_their_budget(arch: str, hidden: int, case: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "hidden", "threads"),
+    [*((arch, H, 512) for arch in SHARED for H in (650, 1500)), ("sm_90", 1500, 256), ("sm_90", 1500, 768)],
+)
+def test_kernels_stay_within_their_budget(arch: str, hidden: int, threads: int, case: str) -> None:
     of, values, format, count, recurrence = CASES[case]
     try:
         find_nvcc()
@@ -79,9 +81,7 @@ def test_kernels_stay_within_their_budget(arch: str, hidden: int, case: str) -> 
         pytest.skip(str(error))
     multiprocessors = {"sm_80": 108, "sm_90": 132}[arch]
     each = -(-hidden // multiprocessors)
-    grid = Grid(
-        parts=-(-hidden // each), threads=512, tile_from=8, shared=SHARED[arch], registers=65_536 // 512
-    )
+    grid = grid_of(-(-hidden // each), threads, 8, SHARED[arch])
     w = of(hidden, 0.04)
     plan = plan_of(w, values=values, grid=grid, format=format)
     made: dict[str, Any] = {}
