@@ -1,6 +1,7 @@
 #!/bin/sh
-# measure.sh OUT [--quick] [--minutes 9] [--seconds 2]: sets up what lies beside it, without the network, and measures the kit it is
-# part of into OUT/cuda-*.json. Given again it goes on where it stopped.
+# measure.sh OUT [--quick] [--tune 9] [--minutes 9] [--seconds 2]: sets up what lies beside it, without the network, tunes the kit it is
+# part of (records in OUT/records), checks it against PyTorch and measures it into OUT/cuda-*.json. Given again it goes on where it
+# stopped; --tune 0 does not tune.
 set -eu
 kit=$(cd "$(dirname "$0")" && pwd)
 out=$1

@@ -1,6 +1,6 @@
 #!/bin/sh
-# pack.sh KIT [--quick] [--target cuda-sm90]: what a machine with a GPU, Python 3.12 and PyTorch needs to measure, in files of 50 MB
-# at most. Needs nvcc, and the network for the wheels.
+# pack.sh KIT [--quick] [--target cuda-sm90]: what a machine with a GPU, Python 3.12 and PyTorch needs to measure, and with a C++
+# compiler to tune, in files of 50 MB at most. Needs nvcc, and the network for the wheels.
 set -eu
 kit=$1
 shift
@@ -15,6 +15,9 @@ download() {
 }
 download --no-deps apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1 nvidia-cuda-runtime==13.0.96
 download 'numpy>=2,<3' 'pydantic>=2.7,<3' safetensors typing-extensions
+# what tuning needs beside: compiling, nvcc, and the search's cost model
+download --no-deps nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-cccl==13.0.85
+download --no-deps scipy xgboost-cpu==3.2.0 ml-dtypes psutil pyyaml
 "$python" -m tvm_doping.bench.cuda prepare "$kit" "$@"
 find "$kit" -type f -size +50M ! -name '*.part-*' | while read -r whole; do
   split -b 50M "$whole" "$whole.part-"

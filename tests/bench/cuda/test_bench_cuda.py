@@ -236,8 +236,13 @@ def test_a_cell_from_its_kit_to_its_results(kit: Path, monkeypatch: pytest.Monke
         return interleave({n: gpu.call(times.get(n, 0.1)) for n in calls}, clock, seconds=0)
 
     monkeypatch.setattr(measuring, "interleave", interleaved)
-    result = json.loads(json.dumps(measuring.measure_cell(kit, Cell(H=48, batch=2, T=steps), 0.0)))
-    ours = result["engines"]["20x"]
+    tuned = {"20x-tuned": kit / "bundles" / "H48-20x", "10x-tuned": kit / "of another model"}
+    result = json.loads(json.dumps(measuring.measure_cell(kit, Cell(H=48, batch=2, T=steps), 0.0, tuned)))
+    ours, searched = result["engines"]["20x"], result["engines"]["20x-tuned"]
+    assert (
+        0 <= searched["error"] < 1e-5 and searched["records"] == [] and "10x-tuned" not in result["engines"]
+    )
+    assert set(searched["schedules"]) == {"lstm.l0", "lstm.l1"}
     assert ours["over_cudnn"] == pytest.approx(5) and 0 <= ours["error"] < 1e-5
     assert ours["of_barriers"] == pytest.approx(2 * (steps - 1) / 10)
     assert {"cudnn", "cudnn-tf32", "cudnn-fp16"} <= set(result["engines"])

@@ -15,9 +15,14 @@ Call = Callable[[], Any]
 
 def lstm_of(torch: Any, layers: Layers, H: int) -> Any:
     """The dense nn.LSTM on the GPU."""
+    return dense_lstm(torch, layers, H).cuda().requires_grad_(False)
+
+
+def dense_lstm(torch: Any, layers: Layers, H: int) -> Any:
+    """The dense nn.LSTM of a kit's weights."""
     lstm = torch.nn.LSTM(H, H, sum(name.startswith("weight_ih_l") for name in layers))
     lstm.load_state_dict({name: torch.from_numpy(array) for name, array in layers.items()})
-    return lstm.eval().cuda().requires_grad_(False)
+    return lstm.eval()
 
 
 def tf32(torch: Any, on: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tvm_doping.bench.cuda import engines, weights
 from tvm_doping.bench.cuda.cells import MODELS, Cell
 from tvm_doping.bench.cuda.kit import BARRIER, FACTS, models_of
 from tvm_doping.bench.cuda.timing import Clock, interleave
+from tvm_doping.bench.cuda.tune import tuned_of
 from tvm_doping.bench.machine import describe
 from tvm_doping.errors import BenchError
 from tvm_doping.places import write_files
@@ -39,15 +40,18 @@ def measure(
     cell: Callable[[Path, Cell, float], dict[str, Any]] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Path]:
-    """Measure the cells that `out` lacks until `minutes` have gone by; returns the files of those that were. A cell is not begun
-    when less time is left than the longest before it took.
+    """Measure the cells that `out` lacks, or whose tuned bundles in it they were measured without, until `minutes` have gone by;
+    returns the files of those that were. A cell is not begun when less time is left than the longest before it took.
 
     cell: what measures one, else `measure_cell`. Raises WrongResult, the first, when the other cells are measured.
     """
-    run, begin, longest = cell or measure_cell, clock(), 0.0
+    run: Callable[[Path, Cell, float], dict[str, Any]] = cell or (
+        lambda kit, each, seconds: measure_cell(kit, each, seconds, tuned_of(kit, out, each, MODELS))
+    )
+    begin, longest = clock(), 0.0
     done: list[Path] = []
     wrong: list[WrongResult] = []
-    todo = [each for each in cells if not (out / each.file).is_file()]
+    todo = [each for each in cells if _lacking(kit, out, each)]
     echo(f"{len(cells)} cells, {len(cells) - len(todo)} of them measured before")
     for each in todo:
         start = clock()
@@ -71,8 +75,22 @@ def measure(
     return done
 
 
-def measure_cell(kit: Path, cell: Cell, seconds: float) -> dict[str, Any]:
-    """All engines of a cell: their times, and how far the doped ones are from PyTorch. WrongResult where that is too far."""
+def _lacking(kit: Path, out: Path, cell: Cell) -> bool:
+    """Whether a cell, or a tuned bundle of it, is yet to be measured."""
+    if not (out / cell.file).is_file():
+        return True
+    return not set(tuned_of(kit, out, cell, MODELS)) <= set(
+        json.loads((out / cell.file).read_text())["engines"]
+    )
+
+
+def measure_cell(
+    kit: Path, cell: Cell, seconds: float, tuned: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """All engines of a cell: their times, and how far the doped ones are from PyTorch. WrongResult where that is too far.
+
+    tuned: bundles that were compiled with records of this machine, by the names of their engines.
+    """
     import torch
 
     from tvm_doping.runtime import load
@@ -93,25 +111,31 @@ def measure_cell(kit: Path, cell: Cell, seconds: float) -> dict[str, Any]:
             layers = weights.load(kit / "layers" / model.layers)
             dense[model.layers] = engines.lstm_of(torch, layers, cell.H)
         lstm = dense[model.layers]
-        session = load(kit / "bundles" / model.name)
-        engines.tf32(torch, False)
-        error = difference(torch, session, lstm, x)
-        if model.precision == "exact" and not error <= TOLERANCE:
-            raise WrongResult(
-                f"{model.name}, N = {cell.batch}, T = {cell.T}",
-                f"PyTorch's results within {TOLERANCE:g}",
-                f"{error:.3g} off",
-                "A kernel is wrong: report it with the results so far.",
-            )
-        session.reset()
-        compression = session.bundle.manifest.compression
-        calls[model.engine] = engines.doped(session, x)
-        found[model.engine] = {
-            "error": error,
-            "bytes": session.bundle.bytes,
-            "graph": session.graph,
-            "compression": compression.model_dump() if compression else {},
-        }
+        folders = {model.engine: kit / "bundles" / model.name}
+        searched = f"{model.engine}-tuned"
+        folders |= {searched: tuned[searched]} if tuned and searched in tuned else {}
+        for name, folder in folders.items():
+            session = load(folder)
+            engines.tf32(torch, False)
+            error = difference(torch, session, lstm, x)
+            if model.precision == "exact" and not error <= TOLERANCE:
+                raise WrongResult(
+                    f"{folder.name}, N = {cell.batch}, T = {cell.T}",
+                    f"PyTorch's results within {TOLERANCE:g}",
+                    f"{error:.3g} off",
+                    "A kernel is wrong: report it with the results so far.",
+                )
+            session.reset()
+            manifest = session.bundle.manifest
+            calls[name] = engines.doped(session, x)
+            found[name] = {
+                "error": error,
+                "bytes": session.bundle.bytes,
+                "graph": session.graph,
+                "compression": manifest.compression.model_dump() if manifest.compression else {},
+                "schedules": {layer.name: layer.reason for layer in manifest.layers},
+                "records": list(manifest.records),
+            }
     with torch.inference_mode():
         for name, make in engines.BASELINES.items():
             try:
