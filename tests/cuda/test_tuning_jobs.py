@@ -168,6 +168,12 @@ def test_what_a_job_for_a_gpu_needs_is_told_before_anything_runs(
     with pytest.raises(InvalidInput, match="threads"):
         tune(small(), "cuda-sm90", **options, threads=2)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "find_nvcc", lambda: "nvcc")
+        patch.setattr("tvm.support.cc.get_cc", lambda: None)
+        with pytest.raises(TargetError, match=r"C\+\+ compiler that links"):
+            tune(small(), "cuda-sm90", **options)
+
     def none() -> str:
         raise TargetError("the compiler of a CUDA target", "nvcc", "none", "Install it.")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from tvm_doping import __version__
 from tvm_doping._threads import cores as usable_cores
+from tvm_doping._tvm import tvm
 from tvm_doping.errors import InvalidInput, TargetError
 from tvm_doping.gpu import PREFIX, lacking
 from tvm_doping.gpu import name as gpu_name
@@ -227,6 +228,9 @@ def _check_gpu(machine: Target, tracker: str | None, threads: int) -> None:
     if threads > 1:
         raise InvalidInput("threads", "1 for a GPU's target", str(threads), "Leave it out.")
     find_nvcc()
+    if tvm.support.cc.get_cc() is None:
+        got, remedy = "none in CXX or PATH", "Install g++, or name one in CXX."
+        raise TargetError(f"tuning for {machine.name}", "a C++ compiler that links candidates", got, remedy)
 
 
 def device_of(machine: Target, cpu: str | None = None) -> Device:

@@ -60,9 +60,11 @@ def test_a_search_that_fails_is_told_and_the_others_go_on(kit: Path, tmp_path: P
         ran.append(model.name)
         if len(ran) == 1:
             raise TuningError("the schedule of lstm.l0", "one that runs", "crashed: SIGSEGV", "Report this.")
+        if len(ran) == 2:
+            raise AttributeError("a graph of another PyTorch")
 
     tune_kit(kit, tmp_path / "out", QUICK, minutes=60, echo=said.append, one=one)
-    assert len(ran) == 12 and "crashed: SIGSEGV" in said[1]
+    assert len(ran) == 12 and "crashed: SIGSEGV" in said[1] and "another PyTorch" in said[2]
 
     def none(*_: Any) -> None:
         raise TargetError("tuning for cuda-sm90", "a GPU", "none", "Go there.")

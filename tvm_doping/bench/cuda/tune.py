@@ -10,7 +10,7 @@ from pathlib import Path
 from tvm_doping.bench.cuda import engines, weights
 from tvm_doping.bench.cuda.cells import MODELS, Cell, Model
 from tvm_doping.bench.cuda.kit import FACTS, models_of
-from tvm_doping.errors import TuningError
+from tvm_doping.errors import TargetError
 
 # In the folder of results: the records, the logs of the searches, the bundles.
 RECORDS, LOGS, TUNED = "records", "tuning", "tuned"
@@ -30,9 +30,10 @@ def tune_kit(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Tune the models of the cells, for their batches, that `out` has no bundle of, until `minutes` have gone by; given again it
-    goes on with what is left. A search that fails is told, and the others go on.
+    goes on with what is left. What fails is told, and the others go on.
 
-    one: what tunes one, else `tune_one`. Raises TargetError where this machine has no GPU that runs them, or no nvcc.
+    one: what tunes one, else `tune_one`. Raises TargetError where this machine has no GPU that runs them, or no compiler, and
+    ImportError where a package is missing.
     """
     run, end = one or (lambda *given: tune_one(*given, echo=echo)), clock() + 60 * minutes
     pairs = dict.fromkeys((model, cell.batch) for cell in cells for model in models_of(kit, cell, MODELS))
@@ -45,8 +46,12 @@ def tune_kit(
             return
         try:
             run(kit, out, model, batch, min(left, max(_LEAST, left / (len(todo) - at))))
-        except TuningError as error:
-            echo(f"{model.name}, N = {batch}: {' '.join(str(error).split())}")
+        except (TargetError, ImportError):
+            raise
+        except (
+            Exception
+        ) as error:  # a search that fails, a PyTorch that exports otherwise: the kit is measured all the same
+            echo(f"{model.name}, N = {batch}: {type(error).__name__}: {' '.join(str(error).split())[:600]}")
 
 
 def tune_one(
