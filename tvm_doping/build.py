@@ -23,6 +23,7 @@ from tvm_doping.frontend import Signature
 from tvm_doping.kernels.cuda.nvcc import find_nvcc
 from tvm_doping.kernels.sparse import ROUNDING
 from tvm_doping.linking import build_library
+from tvm_doping.manifest import bytes_by_layer
 from tvm_doping.passes import RECALLED, REPORT, Context, Pack, pipeline, run_passes
 from tvm_doping.reading import Factory, Model, ReadModel, read_model
 from tvm_doping.records import Book
@@ -210,7 +211,8 @@ def lower(
         observe=lambda run, after: packed.append(after) if isinstance(run, Pack) else None,
     )
     runs = model.runs
-    layers = _layers(mod)
+    weights = {name: value.numpy() for name, value in context.weights.items()}
+    layers = _layers(mod, weights)
     precision_error: dict[str, dict[str, float]] = {}
     if precision != "exact":
         rounded = Rounded(packed[0], imported.signature, machine)
@@ -222,7 +224,6 @@ def lower(
     made, error = b"", math.nan
     if library or runs_here:
         made, error = build_library(mod, context, imported.signature, runs, tolerance, linker, runs_here)
-    weights = {name: value.numpy() for name, value in context.weights.items()}
     return Compiled(
         library=made,
         module=mod,
@@ -231,7 +232,7 @@ def lower(
         signature=imported.signature,
         target=machine,
         layers=layers,
-        compression=_compression(layers, weights, model.repeated),
+        compression=_compression(layers, weights, model.repeated if machine.gpu else (0, 0)),
         metrics=model.metrics,
         golden=runs[0],
         golden_error=error,
@@ -274,9 +275,11 @@ def _check_force(force: Mapping[str, Any]) -> None:
             )
 
 
-def _layers(mod: Any) -> tuple[dict[str, Any], ...]:
+def _layers(mod: Any, weights: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], ...]:
     functions = (f for _, f in mod.functions_items() if f.attrs and REPORT in f.attrs)
-    return tuple(sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"]))
+    layers = sorted((json.loads(f.attrs[REPORT]) for f in functions), key=lambda layer: layer["name"])
+    stored = bytes_by_layer([layer["name"] for layer in layers], weights)
+    return tuple({**layer, "bytes": stored[layer["name"]]} for layer in layers)
 
 
 def _rounds_inputs(layer: Mapping[str, Any]) -> bool:
@@ -295,18 +298,21 @@ def _compression(
 ) -> dict[str, float]:
     """Of the whole model: weights of no layer, such as an embedding, are stored as they were.
 
-    A dense model stores a tied weight once and learns it once; what is stored here, twice at times, counts as it is.
+    A tied weight counts once, as a dense model learns it once and stores it once; what is stored here, twice at times, counts as it
+    is. repeated: (dense entries, parameters) of doped weights that several layers share, where no layer says that it is tied: on
+    a GPU, which looks rows up in a dense table beside the layers.
     """
+    own = [layer for layer in layers if not layer["plan"].get("tied")]
+    stored = sum(layer["bytes"] for layer in layers)
     total = {
-        key: sum(layer[key] for layer in layers)
-        for key in ("parameters", "dense_parameters", "bytes", "dense_bytes")
+        key: sum(layer[key] for layer in own) for key in ("parameters", "dense_parameters", "dense_bytes")
     }
-    other = sum(array.nbytes for array in weights.values()) - total["bytes"]
+    other = sum(array.nbytes for array in weights.values()) - stored
     others = other // 4  # fp32
     total["dense_parameters"] -= repeated[0]
     total["dense_bytes"] -= 4 * repeated[0]
     total["parameters"] -= repeated[1]
     return {
         "by_parameters": (total["dense_parameters"] + others) / max(1, total["parameters"] + others),
-        "by_bytes": (total["dense_bytes"] + other) / max(1, total["bytes"] + other),
+        "by_bytes": (total["dense_bytes"] + other) / max(1, stored + other),
     }

@@ -241,8 +241,8 @@ class Bundle:
 
     @cached_property
     def bytes(self) -> int:
-        """Bytes of the weights as stored (indices and padding included)."""
-        return sum(array.nbytes for array in self.weights.values())
+        """Bytes of the weights as stored (indices and padding included), an array of several names once."""
+        return sum({id(array): array.nbytes for array in self.weights.values()}.values())
 
     def _write(self, folder: Path) -> None:
         parts = self.variants

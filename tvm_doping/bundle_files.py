@@ -128,7 +128,8 @@ def read_vocabulary(content: bytes, path: Path) -> tuple[str, ...]:
 def read_tensors(path: Path, wanted: Iterable[Stored], every: Mapping[str, Stored]) -> dict[str, np.ndarray]:
     """Name -> array, of those that are wanted, each 64-byte aligned: TVM's kernels load whole vectors and do not check.
 
-    every: what the file holds, by key. BundleError where it holds anything else, by name, shape or dtype.
+    Names of one key have one array. every: what the file holds, by key. BundleError where it holds anything else, by name, shape or
+    dtype.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -148,12 +149,13 @@ def read_tensors(path: Path, wanted: Iterable[Stored], every: Mapping[str, Store
                         f"{key[:80]!r} as {spec.dtype} {spec.shape}, which {MANIFEST} lists",
                         f"{array['dtype']} {tuple(array['shape'])}",
                     )
-            arrays = {array.name: aligned_copy(file.get_tensor(array.key)) for array in wanted}
+            wanted = list(wanted)
+            kept = {key: aligned_copy(file.get_tensor(key)) for key in {array.key for array in wanted}}
     except (SafetensorError, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         if isinstance(error, BundleError):
             raise
         raise BundleError(str(path), "a safetensors file", str(error)[:400], _AGAIN) from error
-    return arrays
+    return {array.name: kept[array.key] for array in wanted}
 
 
 def check_finite(path: Path, arrays: Mapping[str, np.ndarray], layers: Sequence[str]) -> None:

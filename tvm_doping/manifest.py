@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -55,7 +56,8 @@ class TargetSpec(Part):
 class LayerReport(Part):
     """One compiled layer, for `inspect`: what it is, how it is stored and computed, and why that was chosen.
 
-    bytes, dense_bytes: weights as stored (indices and padding included), and in dense fp32;
+    bytes, dense_bytes: weights as stored (indices and padding included; of arrays that layers share, in one of them), and in
+    dense fp32;
     values: how those of S and of dense matrices are stored; rounding: |rounded W - W| / |W| (Frobenius) that it cost;
     parameters, dense_parameters: values that training learned, and those of the dense layer.
     """
@@ -75,6 +77,21 @@ class LayerReport(Part):
     parameters: Size = 0
     dense_parameters: Size = 0
     plan: dict[str, Any] = {}
+
+    @property
+    def tied(self) -> str:
+        """The layer whose weight is this one's too, of an embedding its output layer; "" for a weight of its own."""
+        return str(self.plan.get("tied", ""))
+
+
+def bytes_by_layer(layers: Iterable[str], weights: Mapping[str, Any]) -> dict[str, int]:
+    """Layer -> bytes of the arrays "LAYER.ARRAY" among the weights; what several layers share is named after one of them."""
+    stored = dict.fromkeys(layers, 0)
+    for name, array in weights.items():
+        owners = [layer for layer in stored if name.startswith(f"{layer}.")]
+        if owners:
+            stored[max(owners, key=len)] += int(array.nbytes)
+    return stored
 
 
 class Compression(Part):

@@ -12,6 +12,7 @@ from tvm_doping.bundle import Bundle
 from tvm_doping.bundle_files import MANIFEST, VOCABULARY, read_document
 from tvm_doping.elf import SharedLibrary
 from tvm_doping.errors import BundleError
+from tvm_doping.manifest import bytes_by_layer
 
 # What a compiled model may ask of others: TVM's runtime; memory, threads and time of the C library; its mathematics; and what
 # compilers put in.
@@ -99,11 +100,7 @@ def _golden_faults(part: Bundle) -> list[str]:
 
 def _layer_faults(part: Bundle) -> list[str]:
     layers = {layer.name: layer.bytes for layer in part.manifest.layers}
-    stored = dict.fromkeys(layers, 0)
-    for name, array in part.weights.items():
-        owners = [layer for layer in layers if name.startswith(f"{layer}.")]
-        if owners:
-            stored[max(owners, key=len)] += array.nbytes
+    stored = bytes_by_layer(layers, part.weights)
     return [
         f"layer {name[:80]} of {count} bytes has arrays of {stored[name]}"
         for name, count in layers.items()

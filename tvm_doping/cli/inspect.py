@@ -123,7 +123,7 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
             f"{layer.parameters:,}",
             ratio(layer.dense_parameters, layer.parameters),
             size(layer.bytes),
-            ratio(layer.dense_bytes, layer.bytes),
+            "-" if layer.plan.get("packed") else ratio(layer.dense_bytes, layer.bytes),
             ": ".join(part for part in (layer.kernel, layer.reason) if part),
         )
     if manifest.layers:
@@ -142,8 +142,9 @@ def show_bundle(bundle: Bundle, out: Console) -> None:
         )
     doped = [layer for layer in manifest.layers if layer.parameters < layer.dense_parameters]
     if 0 < len(doped) < len(manifest.layers):
-        parameters = ratio(sum(x.dense_parameters for x in doped), sum(x.parameters for x in doped))
-        stored_bytes = ratio(sum(x.dense_bytes for x in doped), sum(x.bytes for x in doped))
+        once = [layer for layer in doped if not layer.tied]
+        parameters = ratio(sum(x.dense_parameters for x in once), sum(x.parameters for x in once))
+        stored_bytes = ratio(sum(x.dense_bytes for x in once), sum(x.bytes for x in doped))
         stored.add_row(
             "", f"{parameters} by parameters, {stored_bytes} by bytes stored, {len(doped)} doped layers alone"
         )

@@ -72,7 +72,7 @@ def to_dense(
     part: Part, arrays: dict[str, np.ndarray], values: ValueType = "fp32", dot: Dot | None = None
 ) -> np.ndarray:
     """The dense matrix that packed panels stand for."""
-    whole = _matrices(part, arrays, values, dot)
+    whole = matrices(part, arrays, values, dot)
     if part.kind == "dense":
         return whole["W"]
     low: np.ndarray = whole["U"] @ whole["V"]
@@ -83,7 +83,7 @@ def reference(
     part: Part, arrays: dict[str, np.ndarray], values: ValueType, dot: Dot
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The function z (..., n) -> y (..., m) of packed panels that a dot product multiplies: V z is rounded as z is."""
-    whole = _matrices(part, arrays, values, dot)
+    whole = matrices(part, arrays, values, dot)
     if part.kind == "dense":
         return lambda z: dot_product(dot, whole["W"], z)
 
@@ -95,7 +95,7 @@ def reference(
     return lambda z: np.concatenate([dot_product(dot, whole["D"], z), low(z)], axis=-1)
 
 
-def _matrices(
+def matrices(
     part: Part, arrays: dict[str, np.ndarray], values: ValueType, dot: Dot | None
 ) -> dict[str, np.ndarray]:
     """The matrices that packed panels stand for, by name."""

@@ -1,6 +1,7 @@
 """Rows of a table by number: y[i] = W[tokens[i]], W (V, D) structured, sparse, both or dense; the dense W is never formed.
 
 Row r of B (x) C is B[r // m2, :] (x) C[r % m2, :], of U V it is U[r, :] V, of [D ; U V] one or the other; row r of S is added.
+A table that is tied to a linear layer is read from that layer's packed arrays (`packed_rows`) where its plan says so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ import numpy as np
 
 from tvm_doping import sparsity, structures
 from tvm_doping._tvm import IRBuilder, T, tirx, tvm
-from tvm_doping.kernels import product
-from tvm_doping.kernels.emit import Buffer, Expr, Product2, address, copy, load, matmul, splat
+from tvm_doping.kernels import packed_rows, product
+from tvm_doping.kernels.emit import Buffer, Expr, Write, address, copy, load, row_times, splat
 from tvm_doping.kernels.plan import EmbeddingPlan, Part
 
 
 def pack(plan: EmbeddingPlan, w: Any) -> dict[str, np.ndarray]:
-    """The arrays of the table, in the order in which the function takes them: its factors as they are, then those of S."""
+    """The arrays of the table, in the order in which the function takes them.
+
+    Those of the linear layer as `linear.pack` makes them, but for its bias, and what rows need beside them; or the table's own:
+    its factors as they are, then those of S.
+    """
+    if plan.packed:
+        arrays = product.pack(plan.product, w, plan.config)
+        return {**arrays, **packed_rows.extra(plan.product, arrays)}
     arrays = {name: np.ascontiguousarray(array) for name, array in product.base_of(w).arrays().items()}
     if plan.product.sparse is not None:
         packed = sparsity.pack(plan.product.sparse, w.S, values="fp32", **plan.product.params)
@@ -29,13 +37,20 @@ def pack(plan: EmbeddingPlan, w: Any) -> dict[str, np.ndarray]:
 
 def reference(plan: EmbeddingPlan, arrays: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
     """The look-up in NumPy on packed arrays: tokens (M,) -> (M, D)."""
+    W = to_dense(plan, arrays)
+    rows: np.ndarray = W[np.clip(tokens, 0, len(W) - 1)]
+    return rows.astype("float32")
+
+
+def to_dense(plan: EmbeddingPlan, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The table (V, D) that packed arrays stand for."""
+    if plan.packed:
+        return product.to_dense(plan.product, arrays)
     part = plan.product.part
     base = {name: array for name, array in arrays.items() if not name.startswith("S.")}
-    W = structures.FAMILIES[part.kind].from_arrays(base, part.shape).to_dense()
+    W: np.ndarray = structures.FAMILIES[part.kind].from_arrays(base, part.shape).to_dense()
     # the sparse part alone: the structured arrays of a look-up are not those of a product
-    W = W + product.to_dense(replace(plan.product, part=Part(kind="zero", shape=part.shape)), arrays)
-    rows: np.ndarray = W[np.clip(tokens, 0, part.shape[0] - 1)]
-    return rows.astype("float32")
+    return W + product.to_dense(replace(plan.product, part=Part(kind="zero", shape=part.shape)), arrays)
 
 
 def prim_func(
@@ -58,22 +73,25 @@ def prim_func(
         last = tirx.const(plan.product.rows - 1, "int64")
         with T.serial(0, count) as i:
             r = T.bind(tirx.max(tirx.min(address(tokens[i]), last), tirx.const(0, "int64")))
-            _structured(plan, packed, r, y, i)
-            if plan.product.sparse is not None:
-                _add_sparse(packed, r, y, i)
+
+            def write(j: Expr, value: Expr, width: int, i: Expr = i) -> None:
+                T.buffer_store(y, value, [i, T.Ramp(j, 1, width) if width > 1 else j])
+
+            def add(column: Expr, value: Expr, i: Expr = i) -> None:
+                T.buffer_store(y, y[i, column] + value, [i, column])
+
+            if plan.packed:
+                packed_rows.structured(plan.product, plan.config, packed, r, write)
+            else:
+                _structured(plan, packed, r, write)
+            packed_rows.sparse_entries(plan.product, packed, r, add)
     return builder.get()
 
 
-def _structured(plan: EmbeddingPlan, arrays: Mapping[str, Buffer], r: Expr, y: Buffer, i: Expr) -> None:
-    """y[i] = row r of the structured part."""
+def _structured(plan: EmbeddingPlan, arrays: Mapping[str, Buffer], r: Expr, write: Write) -> None:
+    """Write row r of the structured part, from factors as they are."""
     part, lanes, columns = plan.product.part, plan.config.lanes, plan.product.columns
-
-    def write(j: Expr, value: Expr, width: int) -> None:
-        T.buffer_store(y, value, [i, T.Ramp(j, 1, width) if width > 1 else j])
-
-    if part.kind == "zero":
-        copy(lambda j, w: splat(0.0, w), write, columns, lanes)
-    elif part.kind == "dense":
+    if part.kind == "dense":
         copy(lambda j, w: load(arrays["W"], j, w, r), write, columns, lanes)
     elif part.kind == "kronecker":
         _, n1, m2, n2 = part.dims
@@ -93,41 +111,16 @@ def _structured(plan: EmbeddingPlan, arrays: Mapping[str, Buffer], r: Expr, y: B
             )
     elif part.kind == "low_rank":
         _low_rank(plan, arrays, r, write)
-    else:
+    elif part.kind == "hybrid":
         above = part.dims[0]
         with T.If(r < above):
             with T.Then():
                 copy(lambda j, w: load(arrays["D"], j, w, r), write, columns, lanes)
             with T.Else():
                 _low_rank(plan, arrays, r - above, write)
+    else:
+        copy(lambda j, w: splat(0.0, w), write, columns, lanes)
 
 
-def _low_rank(plan: EmbeddingPlan, arrays: Mapping[str, Buffer], r: Expr, write: Any) -> None:
-    """Row r of U V, in whole vectors and the columns that are left one by one."""
-    lanes, columns, rank = plan.config.lanes, plan.product.columns, plan.product.part.dims[-1]
-    U, V = arrays["U"], arrays["V"]
-    whole = columns // lanes
-
-    def columns_from(first: int, width: int, count: int) -> None:
-        if count:
-            vector = Product2(
-                m=1,
-                k=rank,
-                nv=count,
-                a=lambda _, p: U[r, p],
-                x=lambda p, j: load(V, first + j * width, width, p),
-                out=lambda _, j, value: write(first + j * width, value, width),
-            )
-            matmul(vector, replace(plan.config, lanes=width))
-
-    columns_from(0, lanes, whole)
-    columns_from(whole * lanes, 1, columns - whole * lanes)
-
-
-def _add_sparse(arrays: Mapping[str, Buffer], r: Expr, y: Buffer, i: Expr) -> None:
-    """y[i] += row r of S, entry by entry: a row has few."""
-    indptr, indices, values = (arrays[f"S.{name}"] for name in ("indptr", "indices", "values"))
-    first = address(indptr[r])
-    with T.serial(0, address(indptr[r + 1]) - first) as k:
-        column = address(indices[first + k])
-        T.buffer_store(y, y[i, column] + values[first + k], [i, column])
+def _low_rank(plan: EmbeddingPlan, arrays: Mapping[str, Buffer], r: Expr, write: Write) -> None:
+    row_times(lambda p: arrays["U"][r, p], arrays["V"], plan.config, write)

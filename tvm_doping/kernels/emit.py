@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from tvm_doping.kernels.plan import Config
 
 Expr = Any  # a TensorIR expression, or a Python int where an index is meant
 Buffer = Any
+Write = Callable[[Expr, Expr, int], None]  # (index, vector or value, its width): puts it there
 
 # Vectors or single values in a row that one thread writes: cache lines that two write wander between their cores.
 LINES = 16
@@ -179,7 +180,7 @@ def prefetch(buffer: Buffer, *index: Expr) -> None:
 
 def copy(
     source: Callable[[Expr, int], Expr],
-    target: Callable[[Expr, Expr, int], None],
+    target: Write,
     count: int,
     lanes: int,
     shared: bool = False,
@@ -221,6 +222,27 @@ def matmul(product: Product2, config: Config, shared: bool = False) -> None:
         blocks(product.nv, width, lambda j0, v: tile(i0, r, j0, v))
 
     blocks(product.m, rows, across, shared)
+
+
+def row_times(u: Callable[[Expr], Expr], v: Buffer, config: Config, write: Write) -> None:
+    """Write u V for a row u (k) and a buffer V (k, n), in whole vectors and the columns that are left one by one."""
+    k, n = (int(size) for size in v.shape)
+    whole = n // config.lanes
+
+    def columns_from(first: int, width: int, count: int) -> None:
+        if count:
+            vector = Product2(
+                m=1,
+                k=k,
+                nv=count,
+                a=lambda _, p: u(p),
+                x=lambda p, j: load(v, first + j * width, width, p),
+                out=lambda _, j, value: write(first + j * width, value, width),
+            )
+            matmul(vector, replace(config, lanes=width))
+
+    columns_from(0, config.lanes, whole)
+    columns_from(whole * config.lanes, 1, n - whole * config.lanes)
 
 
 def blocks(extent: int, size: int, body: Callable[[Expr, int], None], shared: bool = False) -> None:

@@ -191,10 +191,17 @@ class LinearPlan(_Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingPlan(_Plan):
-    """Rows of a table (V, D) by number; tokens: the integer type of the numbers."""
+    """Rows of a table (V, D) by number; tokens: the integer type of the numbers.
+
+    tied    the name of the linear layer whose weight the table is, "" for none.
+    packed  whether rows are read from that layer's arrays; product and config are then those that it is packed by. Else the table
+            has arrays of its own.
+    """
 
     tokens: str
     product: Product
+    tied: str = ""
+    packed: bool = False
 
     products: ClassVar[tuple[str, ...]] = ("product",)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
+
+import numpy as np
 
 from tvm_doping._tvm import GenericConst, bindings, handle, op_name, rebuild, relax, replace_main
 from tvm_doping.passes.context import Context
@@ -16,8 +19,9 @@ class LiftWeights:
     """Constants -> weights[i], and main(..., weights); they and their names go to `context.weights`.
 
     All of them, however small: for each constant in the code the runtime writes a warning when it loads it.
-    Arrays of a kernel are named "<layer>.<array>", others as PyTorch names them. Without any, main still gets
-    the parameter: the calling convention is one.
+    Those of one shape, dtype and contents are one weight: nothing writes to them. Arrays of a kernel are named "<layer>.<array>",
+    by a tied table's linear layer rather than by the table, others as PyTorch names them. Without any, main still gets the
+    parameter: the calling convention is one.
     """
 
     def __init__(self, context: Context) -> None:
@@ -30,7 +34,7 @@ class LiftWeights:
         # Typed as a tuple, each of its tensors would be checked at every call: 0.25 us each. What is typed
         # AnyType is not; the loader of a bundle has checked the tensors.
         weights = relax.Var(PARAMETER, relax.AnyType())
-        found = self._collect(mod)
+        found, same = self._collect(mod)
         variables = {key: relax.DataflowVar(f"w{i}", c.ty) for i, (key, (_, c)) in enumerate(found.items())}
         self.weights.update({name: c.value for name, c in found.values()})
         bound: set[int] = set()
@@ -39,7 +43,7 @@ class LiftWeights:
             before: list[Any] = []
 
             def replace(expr: Any) -> Any:
-                if isinstance(expr, GenericConst) and (key := handle(expr.value)) in variables:
+                if isinstance(expr, GenericConst) and (key := same.get(handle(expr.value))) is not None:
                     if key not in bound:
                         bound.add(key)
                         before.append((variables[key], _item(weights, list(variables).index(key), expr.ty)))
@@ -52,18 +56,24 @@ class LiftWeights:
                 return expr
 
             new = replace(value)
-            return [*before, new] if before or _mentions(value, variables) else None
+            return [*before, new] if before or _mentions(value, same) else None
 
         return replace_main(mod, rebuild(main, visit, params=[*main.params, weights]))
 
-    def _collect(self, mod: Any) -> dict[int, tuple[str, Any]]:
-        """Handle -> (name, constant), in order of use."""
+    def _collect(self, mod: Any) -> tuple[dict[int, tuple[str, Any]], dict[int, int]]:
+        """Handle -> (name, constant) of each weight, and the handle of every constant -> that of the weight that it is."""
         found: dict[int, tuple[str, Any]] = {}
+        same: dict[int, int] = {}
+        seen: dict[Any, int] = {}
         taken: set[str] = set()
-        for binding in bindings(mod["main"]):
-            for name, c in _constants(getattr(binding, "value", None), mod):
+        values = [getattr(binding, "value", None) for binding in bindings(mod["main"])]
+        for value in sorted(values, key=lambda value: _is_tied(value, mod)):
+            for name, c in _constants(value, mod):
                 key = handle(c.value)
-                if key in found:
+                if key in same:
+                    continue
+                same[key] = seen.setdefault(_identity(c), key)
+                if same[key] != key:
                     continue
                 wanted = name or self.names.get(key) or f"constant_{len(found)}"
                 unique = next(
@@ -71,7 +81,24 @@ class LiftWeights:
                 )
                 taken.add(unique)
                 found[key] = (unique, c)
-        return found
+        return found, same
+
+
+def _identity(c: Any) -> tuple[str, tuple[int, ...], bytes]:
+    array: np.ndarray = c.value.numpy()
+    return str(c.ty.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
+
+
+def _kernel(expr: Any, mod: Any) -> Any:
+    """The kernel of a layer that the expression calls, or None."""
+    function = mod[expr.args[0]] if op_name(expr) == "relax.call_tir" else None
+    return function if function is not None and function.attrs and REPORT in function.attrs else None
+
+
+def _is_tied(expr: Any, mod: Any) -> bool:
+    """Whether it is a look-up in another layer's weight."""
+    kernel = _kernel(expr, mod)
+    return kernel is not None and bool(json.loads(kernel.attrs[REPORT])["plan"].get("tied"))
 
 
 def _constants(expr: Any, mod: Any) -> list[tuple[str, Any]]:
@@ -82,8 +109,8 @@ def _constants(expr: Any, mod: Any) -> list[tuple[str, Any]]:
         return [c for field in expr.fields for c in _constants(field, mod)]
     if not isinstance(expr, relax.Call):
         return []
-    kernel = mod[expr.args[0]] if op_name(expr) == "relax.call_tir" else None
-    if kernel is not None and kernel.attrs and REPORT in kernel.attrs:
+    kernel = _kernel(expr, mod)
+    if kernel is not None:
         layer, arrays = json.loads(kernel.attrs[REPORT])["name"], json.loads(kernel.attrs[ARRAYS])
         fields = list(expr.args[1].fields)
         return [
@@ -94,11 +121,11 @@ def _constants(expr: Any, mod: Any) -> list[tuple[str, Any]]:
     return [c for arg in expr.args for c in _constants(arg, mod)]
 
 
-def _mentions(expr: Any, variables: dict[int, Any]) -> bool:
+def _mentions(expr: Any, constants: dict[int, int]) -> bool:
     if isinstance(expr, GenericConst):
-        return hasattr(expr.value, "shape") and handle(expr.value) in variables
+        return hasattr(expr.value, "shape") and handle(expr.value) in constants
     parts = expr.args if isinstance(expr, relax.Call) else getattr(expr, "fields", [])
-    return any(_mentions(part, variables) for part in parts)
+    return any(_mentions(part, constants) for part in parts)
 
 
 def _item(weights: Any, index: int, ty: Any) -> Any:

@@ -1,4 +1,4 @@
-"""MatchEmbedding: rows taken from a table that is an expression of its factors become `doping.embedding`."""
+"""MatchEmbedding: rows of a table that is computed from its factors, or is a linear layer's weight, become `doping.embedding`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import math
 from collections import Counter
 from typing import Any
 
-from tvm_doping._tvm import StringImm, definitions, dps_call, op_name, rebuild, relax, replace_main, text_of
+from tvm_doping._tvm import (
+    GenericConst,
+    StringImm,
+    definitions,
+    dps_call,
+    handle,
+    op_name,
+    rebuild,
+    relax,
+    replace_main,
+    text_of,
+)
 from tvm_doping.passes.context import Context
 from tvm_doping.passes.evaluate import is_fixed, origin
 from tvm_doping.passes.naming import bound, layer_name
@@ -17,8 +28,9 @@ _INTEGERS = ("int32", "int64")
 class MatchEmbedding:
     """take(W, tokens, axis=0, mode="clip") -> doping.embedding(tokens (M,), W (V, D), name) -> (M, D), reshaped as it was.
 
-    W is float32 and computed from constants only, as a doped one is; tokens, of any rank, depend on an input. A table that is
-    a constant stays a take, a copy of rows: it has nothing to be rebuilt from.
+    W is float32 and computed from constants only, as a doped one is, or a constant that is the weight of a doping.linear, too
+    (tied); tokens, of any rank, depend on an input. Any other constant table stays a take, a copy of rows: it has nothing to be
+    rebuilt from.
     """
 
     def __init__(self, context: Context) -> None:
@@ -28,11 +40,13 @@ class MatchEmbedding:
         main = mod["main"]
         values = definitions(main)
         calls = map(dps_call, values.values())
+        linear = [c[1] for c in calls if c and c[0] == "doping.linear" and len(c[1]) > 3]
         # an output layer without a bias, tied to this table, may have its name
-        taken = Counter(text_of(c[1][3]) for c in calls if c and c[0] == "doping.linear" and len(c[1]) > 3)
+        taken = Counter(text_of(args[3]) for args in linear)
+        weights = {handle(args[1].value) for args in linear if isinstance(args[1], GenericConst)}
 
         def visit(var: Any, value: Any) -> list[Any] | None:
-            if not _matches(value, values):
+            if not _matches(value, values, weights):
                 return None
             table, tokens = value.args
             name = layer_name(self.names, origin(table, values), taken, "embedding")
@@ -53,13 +67,14 @@ class MatchEmbedding:
         return relax.transform.DeadCodeElimination(["main"])(replace_main(mod, rebuild(main, visit)))
 
 
-def _matches(expr: Any, values: dict[Any, Any]) -> bool:
+def _matches(expr: Any, values: dict[Any, Any], weights: set[int]) -> bool:
+    """weights: the constants that are weights of linear layers."""
     if op_name(expr) != "relax.take" or expr.attrs.axis is None or int(expr.attrs.axis) != 0:
         return False
     table, tokens = expr.args
     return (
         str(expr.attrs.mode) == "clip"
-        and table in values
+        and (handle(table.value) in weights if isinstance(table, GenericConst) else table in values)
         and len(table.ty.shape) == 2
         and str(table.ty.dtype) == "float32"
         and str(tokens.ty.dtype) in _INTEGERS
