@@ -51,6 +51,16 @@ def test_what_is_saved_is_what_is_loaded(bundle, saved):
     assert back.bytes == 4 * (8 * 5 + 5)
 
 
+def test_equal_arrays_are_stored_and_held_once(bundle, tmp_path):
+    weights = {**bundle.weights, "W.again": bundle.weights["W"].copy()}
+    manifest = bundle.manifest.model_copy(update={"weights": tuple(weights)})
+    back = Bundle.load(
+        Bundle(manifest=manifest, library=b"x", weights=weights, golden=bundle.golden).save(tmp_path / "b")
+    )
+    assert back.weights["W"] is back.weights["W.again"]
+    assert back.bytes == 4 * (8 * 5 + 5)
+
+
 def test_weights_come_in_the_order_of_the_manifest(bundle, tmp_path):
     turned = bundle.manifest.model_copy(update={"weights": ("b", "W")})
     back = Bundle.load(

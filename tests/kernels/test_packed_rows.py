@@ -27,6 +27,8 @@ PACKED: list[tuple[str, dict[str, int], int]] = [
     ("perm32", {"multiple": 4, "grouped": 0}, 1),
     ("perm32", {"multiple": 1, "grouped": 1}, 1),
     ("perm64", {"multiple": 4, "grouped": 1}, 1),
+    ("perm2x32", {"multiple": 2, "grouped": 0}, 1),
+    ("perm2x32", {"multiple": 4, "grouped": 1}, 1),
     ("block4", {}, 1),
     ("block8", {}, 1),
     ("block16", {}, 1),

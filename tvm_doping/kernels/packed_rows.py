@@ -23,6 +23,7 @@ from tvm_doping.kernels.plan import Config, Product
 from tvm_doping.kernels.values import widen
 from tvm_doping.sparsity.dots import DOTS
 from tvm_doping.sparsity.formats.base import LANES
+from tvm_doping.sparsity.formats.perm2x32 import Perm2x32
 from tvm_doping.sparsity.formats.perm8 import Perm8
 
 # Entries that lie apart are put side by side so many at a time: left to LLVM, it computes the addresses in vectors and takes
@@ -166,14 +167,15 @@ def _sell(product: Product, arrays: Arrays, r: Expr, entry: Entry) -> None:
 
 
 def _perm(product: Product, arrays: Arrays, r: Expr, entry: Entry) -> None:
-    """perm32 and perm64: one and two entries of a lane in each slot."""
+    """perm32; perm64 and perm2x32, with two entries of a lane in each slot, whose values perm2x32 has in a register an entry."""
     each = int(arrays["values"].shape[1]) // LANES
     g, lane = _lane(arrays, r, LANES)
     with _run(arrays["slot_ptr"], g) as k:
         window = address(arrays["windows"][k])
         for e in range(each):
             at = lane * each + e
-            entry(T.bind(window + address(arrays["indices"][k, at])), _value(arrays, g, k, at))
+            stored = e * LANES + lane if product.sparse == Perm2x32.name else at
+            entry(T.bind(window + address(arrays["indices"][k, at])), _value(arrays, g, k, stored))
 
 
 def _perm8(product: Product, arrays: Arrays, r: Expr, entry: Entry) -> None:
@@ -202,6 +204,7 @@ _ENTRIES: dict[str, Callable[[Product, Arrays, Expr, Entry], None]] = {
     "perm8": _perm8,
     "perm32": _perm,
     "perm64": _perm,
+    "perm2x32": _perm,
     "block4": _block,
     "block8": _block,
     "block16": _block,
