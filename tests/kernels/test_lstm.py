@@ -101,6 +101,20 @@ def test_tiles_of_two_vectors(format: str) -> None:
     check_lstm(w, plan, target, [(2, 1), (3, 16), (2, 37), (2, 35), (2, 4)])
 
 
+@pytest.mark.parametrize(
+    ("format", "batch"),
+    [("sell16", 4), *((name, 32) for name in ("csr", "sell16", "perm8", "block16", "dense"))],
+)
+def test_every_number_of_streams_to_64(format: str, batch: int) -> None:
+    """Whatever number of streams it was compiled for: all tiles, padded tiles and rests."""
+    target, w = target_or_skip("x86-64-v3"), doped("kronecker", 0.25 if format != "dense" else 0.9)
+    force = {"format": format} if format in EMITTERS else None
+    plan = schedules.choose_lstm(*w, reverse=False, target=target, batch=batch, force=force)
+    assert {plan.input.format, plan.recurrent.format} == {format}
+    assert plan.config.tile == (4 if batch == 4 else 16)
+    check_lstm(w, plan, target, [(2, streams) for streams in range(1, 65)])
+
+
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize("family", ["kronecker", "low_rank", "hybrid", "dense", "zero"])
 def test_families(family: str, target: str) -> None:
