@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tvm
 from scipy import sparse as sp
 
 from tests.kernels.conftest import (
@@ -20,6 +21,7 @@ from tests.kernels.conftest import (
 )
 from tvm_doping import schedules, structures, targets
 from tvm_doping.kernels import LstmPlan, lstm
+from tvm_doping.kernels.lowering import TIR_PIPELINE
 from tvm_doping.kernels.sparse import EMITTERS, ROUNDING
 
 # One step and stream; a sequence that fills tiles of steps and leaves a remainder; a batch short of a tile; tiles and a rest.
@@ -130,6 +132,18 @@ def test_multiplied_out(family: str) -> None:
     plan = schedules.choose_lstm(*w, reverse=False, target=machine)
     assert plan.input.format == plan.recurrent.format == "dense" and plan.input.nnz == 0
     check_lstm(w, plan, machine, SHAPES)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("format", ["csr", "sell16"])
+def test_no_hardware_gather(format: str, target: str) -> None:
+    """It takes longer than single loads, so the code has none, whatever LLVM makes of them. Any CPU can compile this."""
+    machine, w = targets.resolve(target), doped("zero", 0.25)
+    plan = schedules.choose_lstm(*w, reverse=False, target=machine, force={"format": format})
+    arrays = lstm.pack(plan, *w, np.zeros(4 * HIDDEN, "float32"))
+    module = tvm.IRModule({"f": lstm.prim_func(plan, arrays, "f")})
+    code = tvm.compile(module, target=machine.tvm(), tir_pipeline=TIR_PIPELINE).mod.inspect_source("s")
+    assert "vfmadd" in code and "gather" not in code
 
 
 def test_fallback_runs_scalar_code() -> None:
