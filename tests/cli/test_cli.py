@@ -20,7 +20,7 @@ from tests.bundle.conftest import OUT, WIDTH, reference
 from tvm_doping import cli
 from tvm_doping.bundle import Bundle
 from tvm_doping.errors import BenchError, TargetError, UnfinishedWarning
-from tvm_doping.manifest import Compression, LayerReport, TensorSpec
+from tvm_doping.manifest import Compression, LayerReport, RoundingError, TensorSpec
 
 VERBS = (
     "train",
@@ -176,6 +176,46 @@ def test_inspect_shows_layers_sizes_and_reasons(capsys, bundle, tmp_path):
         "x86-64-v2",
     ):
         assert text in flat, text
+
+
+def test_inspect_shows_what_was_weighed_and_what_narrow_values_cost(capsys, bundle, tmp_path):
+    from scipy import sparse as sp
+
+    from tvm_doping import schedules, structures, targets
+
+    rng = np.random.default_rng(0)
+    mask = rng.random((512, 128)) < 0.04
+    S = sp.csr_array((mask * rng.standard_normal(mask.shape)).astype("float32"))
+    w = structures.Doped(structures.Zero(S.shape), S)
+    plan = schedules.choose_lstm(w, w, reverse=False, target=targets.resolve("x86-64-v3"), precision="int8")
+    assert (plan.input.sparse, plan.input.values) == ("sell16", "int8")
+    layer = LayerReport(
+        name="lstm.0",
+        op="lstm",
+        format="sell16",
+        values="int8",
+        rounding=0.002,
+        plan=json.loads(plan.to_json()),
+    )
+    manifest = bundle.manifest.model_copy(
+        update={
+            "layers": (layer,),
+            "precision": "int8",
+            "precision_error": {"output.y": RoundingError(max_abs=0.0123, relative=0.0045)},
+        }
+    )
+    made = Bundle(manifest=manifest, library=bundle.library, weights=bundle.weights, golden=bundle.golden)
+    code, out, _ = tvm_doping_(capsys, "inspect", made.save(tmp_path / "b"))
+    assert code == 0 and "sell16 in int8, 2.0e-03 off" in " ".join(out.split())
+    rows = [line.split() for line in out.splitlines() if line.startswith((" W_ih ", " W_hh "))]
+    for name, product in (("W_ih", plan.input), ("W_hh", plan.recurrent)):
+        shown = [row for row in rows if row[0] == name]
+        assert len(shown) == len(product.alternatives) > 10
+        assert [row[:4] for row in shown if "*" in row] == [[name, "sell16", "int8", "*"]]
+        for row, other in zip(shown, product.alternatives, strict=True):
+            assert row[1] == other.format and f"{other.cycles:,}" in row
+            assert f"{other.cycles / 3e3:.1f}" in row and " ".join(other.reason.split()) in " ".join(row)
+    assert "cost of int8, output y 0.012 at most, 0.0045 relative" in " ".join(out.split())
 
 
 def test_inspect_shows_a_bundle_for_another_machine(capsys, bundle, tmp_path):
