@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tvm_doping.bench import choice
+from tvm_doping.bench.cells import Axes, Group, Variant
+from tvm_doping.errors import BenchError
+from tvm_doping.targets import Target
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 
@@ -33,3 +37,40 @@ def test_every_candidate_is_timed_beside_the_choice(tmp_path: Path) -> None:
     )
     assert {"csr", "block16", "dense"} <= set(cell["predicted"])
     assert f"In {int(cell['loss'] <= choice.WITHIN)} of 1 cells" in (tmp_path / "choice.md").read_text()
+
+
+def test_measured_cells_are_kept_and_those_of_another_machine_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count()
+
+    def measured(group: Group, variant: Variant, target: Target, seconds: float) -> dict[str, Any]:
+        cell = {name: getattr(group, name) for name in ("H", "batch", "T", "threads")}
+        us = {"chosen": {"median": 1.0}, "call": next(calls)}
+        cell |= {"target": target.name, "model": variant.name, "formats": "csr", "best": "chosen"}
+        return {**cell, "loss": 1.0, "us": us}
+
+    monkeypatch.setattr(choice, "_cell", measured)
+
+    def run(axes: Axes, **changes: Any) -> list[int]:
+        """Which call measured each cell."""
+        results = choice.run(tmp_path, axes=axes, echo=lambda line: None, **changes)
+        assert json.loads((tmp_path / "choice.json").read_text()) == results
+        return [cell["us"]["call"] for cell in results["cells"]]
+
+    assert run(TINY) == [0]
+    assert run(TINY | {"compression": (5, 10)}) == [0, 1]  # in the order of their names
+    assert run(TINY, resume=False) == [2, 1]
+    assert run(TINY) == [2, 1]
+
+    path = tmp_path / "choice.json"
+    for key, value in {"cpu": "VIA Nano", "format_version": 1}.items():
+        found = json.loads(path.read_text())
+        (found["machine"] if key == "cpu" else found)[key] = value
+        other = tmp_path / key
+        other.mkdir()
+        (other / "choice.json").write_text(json.dumps(found))
+        with pytest.raises(BenchError, match="this machine" if key == "cpu" else key):
+            choice.run(other, axes=TINY, echo=lambda line: None)
+        assert json.loads((other / "choice.json").read_text()) == found
+    assert next(calls) == 3  # nothing more was measured

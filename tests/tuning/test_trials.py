@@ -158,6 +158,35 @@ def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
     with pytest.raises(TuningError, match="SIGSEGV"):
         job(tmp_path / "first", Budget(trials=4), lambda number, plans: CRASH)
     with pytest.raises(TuningError, match="Resume"):
-        job(tmp_path / "last", Budget(trials=4), lambda n, plans: CRASH if len(plans) > 2 else timed(plans))
+        job(tmp_path / "last", Budget(trials=4), lambda n, plans: CRASH if n > 4 else timed(plans))
     best, _, workers = job(tmp_path / "last", Budget(trials=4))
     assert best.trials == 4 and workers.asked == 1  # the final measurement alone
+
+
+def test_a_finalist_that_fails_now_is_left_out_and_the_others_are_measured(tmp_path: Path) -> None:
+    """Two of them crash from the end of the search on, one by itself too, the other beside others alone."""
+    best, _, _ = job(tmp_path / "sound", Budget(trials=20))
+    alone, beside = set[str](), set[str]()
+
+    def replies(number: int, plans: list[str]) -> dict[str, Any]:
+        if number == 21:  # the first final measurement: the fastest two
+            alone.add(plans[1])
+            beside.add(plans[2])
+        broken = alone & set(plans) or (len(plans) > 2 and beside & set(plans) and len(plans) > 3)
+        return CRASH if broken else timed(plans)
+
+    found, lines, workers = job(tmp_path / "broken", Budget(trials=20), replies)
+    assert found.choice != best.choice and found.us[1] >= best.us[1]
+    assert found.us[1] < found.reference_us[1] and found.trials == 20
+    crashed = [line["choice"] for line in lines if "error" in line]
+    assert crashed == [best.choice.model_dump(mode="json")]
+    assert workers.asked > 21
+
+
+def test_where_no_finalist_runs_again_the_predicted_choice_stays(tmp_path: Path) -> None:
+    def replies(number: int, plans: list[str]) -> dict[str, Any]:
+        return CRASH if number > 20 and len(set(plans)) > 1 else timed(plans)
+
+    best, lines, _ = job(tmp_path, Budget(trials=20), replies)
+    assert best.us == best.reference_us == {1: 10.0, 35: 200.0}
+    assert best.choice.model_dump(mode="json") == lines[0]["choice"]

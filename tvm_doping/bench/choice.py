@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from tvm_doping.bench.machine import describe, pinned
 from tvm_doping.bench.measure import interleave, summarise
 from tvm_doping.bench.report import check_folder
 from tvm_doping.bundle import Bundle
-from tvm_doping.errors import DopingError, ScheduleError
+from tvm_doping.errors import BenchError, DopingError, ScheduleError
 from tvm_doping.places import write_files
 from tvm_doping.sparsity import FORMATS
+from tvm_doping.strict_json import read_json
 from tvm_doping.targets import Target, resolve
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CHOICE = "choice.json"
+KEY = ("target", "H", "batch", "T", "threads", "model")
 CHOSEN, DENSE = "chosen", "dense"
 WITHIN = 1.1  # of the best measured: what counts as a right choice
 AXES: Axes = {
@@ -38,6 +41,7 @@ def run(
     out: str | Path,
     *,
     only: Sequence[str] = (),
+    resume: bool = True,
     seconds: float = 4.0,
     target: str = "auto",
     axes: Axes | None = None,
@@ -45,27 +49,54 @@ def run(
 ) -> dict[str, Any]:
     """Measure each cell, all candidates and the choice interleaved in one run, and write choice.json and choice.md after each.
 
-    only, axes  as in bench.matrix.run; seconds: of measuring a cell. Returns what choice.json holds.
+    only, axes  as in bench.matrix.run; seconds: of measuring a cell;
+    resume      keep the cells of this target that choice.json has; False measures them again. Others in it are kept either way.
+
+    Returns what choice.json holds. Raises BenchError where it is of another machine.
     """
     folder, machine = Path(out), resolve(target)
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": describe(),
-        "cells": [],
-    }
+    cells = _measured(folder / CHOICE)
+    results: dict[str, Any] = {}
     for group in groups(filtered(axes or AXES, only), machine.lanes):
         for variant in group.variants:
+            key = (machine.name, group.H, group.batch, group.T, group.threads, variant.name)
+            if key in cells and resume:
+                continue
             try:
-                results["cells"].append(_cell(group, variant, machine, seconds))
+                cells[key] = _cell(group, variant, machine, seconds)
             except DopingError as error:  # a size or density at which the pattern does not exist
                 echo(f"{group.name}, {variant.name}: {' '.join(str(error).split())}")
                 continue
-            echo(_line(results["cells"][-1]))
-            write_files(folder, {"choice.json": json.dumps(results), "choice.md": markdown(results)})
+            echo(_line(cells[key]))
+            results = _written(folder, cells)
     variants.forget()
+    return results or _written(folder, cells)
+
+
+def _measured(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The cells of an earlier call, by what they are of."""
+    if not path.is_file():
+        return {}
+    again = "Name another folder."
+    found = read_json(path, lambda needs, got: BenchError(str(path), needs, got, again))
+    if not isinstance(found, dict) or found.get("format_version") != FORMAT_VERSION:
+        raise BenchError(str(path), f"results of format_version {FORMAT_VERSION}", "others", again)
+    here, there = ((machine["cpu"], machine["family"]) for machine in (describe(), found["machine"]))
+    if here != there:
+        raise BenchError(str(path), f"results of this machine ({' '.join(here)})", " ".join(there), again)
+    return {tuple(cell[name] for name in KEY): cell for cell in found["cells"]}
+
+
+def _written(folder: Path, cells: Mapping[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    results = {
+        "format_version": FORMAT_VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": describe(),
+        "cells": [cells[key] for key in sorted(cells)],
+    }
+    write_files(folder, {CHOICE: json.dumps(results), "choice.md": markdown(results)})
     return results
 
 
@@ -114,6 +145,8 @@ def _cell(group: Group, variant: Variant, target: Target, seconds: float) -> dic
     }
     best = min(us, key=lambda name: us[name]["median"])
     return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "target": target.name,
         "H": group.H,
         "batch": group.batch,
         "T": group.T,

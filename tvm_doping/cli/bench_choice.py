@@ -22,17 +22,23 @@ def bench_choice(
             show_default=False,
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--again", help="Keep finished cells, or measure them again.")
+    ] = True,
     seconds: Annotated[float, typer.Option(min=0.01, metavar="X", help="Seconds of measuring a cell.")] = 4.0,
     target: Annotated[str, typer.Option(metavar="NAME", help="Machine to compile for.")] = "auto",
 ) -> None:
     """Prove the choice of formats by timing every candidate.
 
     Compiles each model in every format that this machine can run, and dense, and times all of them beside the choice, interleaved.
+    Each cell is written when it is measured: run the command again to go on after an interruption.
 
     Example: tvm-doping bench-choice --only H=650,batch=1
     """
     from tvm_doping.bench import choice
 
     screen = console()
-    results = choice.run(out, only=tuple(only or ()), seconds=seconds, target=target, echo=screen.print)
+    results = choice.run(
+        out, only=tuple(only or ()), resume=resume, seconds=seconds, target=target, echo=screen.print
+    )
     screen.print(choice.markdown(results).splitlines()[0])

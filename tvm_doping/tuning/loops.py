@@ -24,7 +24,15 @@ from tvm_doping.tuning import worker
 from tvm_doping.tuning.log import Log
 from tvm_doping.tuning.measure import Job, LoopPlan, typical
 from tvm_doping.tuning.rules import Rules
-from tvm_doping.tuning.trials import FINAL_ROUNDS, FINALISTS, GAIN, Budget, place_of, so_far
+from tvm_doping.tuning.trials import (
+    FINAL_ROUNDS,
+    FINALISTS,
+    GAIN,
+    Budget,
+    measured_last,
+    place_of,
+    so_far,
+)
 from tvm_doping.tuning.workers import Workers
 
 _IDLE = 8  # rounds without a new candidate, after which there are hardly any
@@ -152,14 +160,18 @@ class LoopTrials:
         ranked = sorted((score, text) for text, score in self.scores.items() if score < math.inf)
         if not ranked:
             return None
+
+        def alone(traces: list[Any]) -> list[Any]:
+            list(self._measure(traces))
+            return [trace for trace in traces if self.scores[_text(trace)] < math.inf]
+
         # own loops twice: what their two times differ by is how much a difference means nothing
-        traces: list[Any] = [None, *(json.loads(text) for _, text in ranked[:FINALISTS]), None]
-        request = self._request(traces, rounds=FINAL_ROUNDS)
-        request["timeout"] *= len(traces)
-        ((_, reply),) = list(self.workers.run({"final": request}))
-        if "us" not in reply:
-            self.reason = f"the best candidates did not run once more ({reply['error']})"
+        best_few = [json.loads(text) for _, text in ranked[:FINALISTS]]
+        finalists, reply = measured_last(best_few, lambda some: self._together([None, *some, None]), alone)
+        if not finalists:
+            self.reason = "the best candidates did not run once more"
             return None
+        traces = [None, *finalists, None]
         *us, again = [typical(samples[str(self.task.T)]) for samples in reply["us"]]
         best = 1 + int(np.argmin(us[1:]))
         line = {"task": self.id, "layer": self.task.name, "T": self.task.T, "finalists": us, "again": again}
@@ -179,6 +191,12 @@ class LoopTrials:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={"tvm-doping": __version__, **{name: metadata.version(name) for name in packages}},
         )
+
+    def _together(self, traces: list[Any]) -> dict[str, Any]:
+        request = self._request(traces, rounds=FINAL_ROUNDS)
+        request["timeout"] *= len(traces)
+        ((_, reply),) = list(self.workers.run({"final": request}))
+        return reply
 
     def _request(self, traces: list[Any], rounds: int | None = None) -> dict[str, Any]:
         plans = [LoopPlan(shapes=self.task.shapes, trace=trace) for trace in traces]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from tvm_doping.tuning.metaschedule import Search, decisions_of
 from tvm_doping.tuning.space import Space
 from tvm_doping.tuning.workers import Workers
 
+_Candidate = TypeVar("_Candidate")
 Strategy = Literal["xgboost", "evolutionary", "random", "exhaustive"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 FINALISTS, FINAL_ROUNDS = 6, 60
@@ -220,15 +221,25 @@ class Trials:
         It takes part twice: what its own two times differ by is how much a difference means nothing on a machine as busy as this.
         """
         ranked = sorted((score, text) for text, score in self.scores.items() if score < math.inf)
-        finalists = [Choice.model_validate_json(text) for _, text in ranked[:FINALISTS]]
-        choices = [self.first, *(c for c in finalists if c != self.first), self.first]
-        request = self._request(choices, rounds=FINAL_ROUNDS)
-        request["timeout"] *= len(choices)
-        ((_, reply),) = list(self.workers.run({"final": request}))
+        best_few = [Choice.model_validate_json(text) for _, text in ranked[:FINALISTS]]
+
+        def alone(choices: list[Choice]) -> list[Choice]:
+            list(self._measure(choices))
+            return [choice for choice in choices if self.scores[choice.model_dump_json()] < math.inf]
+
+        finalists, reply = measured_last(
+            [choice for choice in best_few if choice != self.first],
+            lambda some: self._together([self.first, *some, self.first]),
+            alone,
+        )
         if "us" not in reply:
             raise TuningError(
-                f"the best schedules of {self.name}", "to run once more", reply["error"], "Resume the job."
+                f"the predicted schedule of {self.name}",
+                "to run once more",
+                reply["error"],
+                "Resume the job.",
             )
+        choices = [self.first, *finalists, self.first]
         samples = reply["us"]
         *scores, again = [geometric_mean(_ratios(own, samples[0])) for own in samples]
         best = int(np.argmin(scores))
@@ -252,6 +263,12 @@ class Trials:
             }
         )
         return found
+
+    def _together(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        request = self._request(choices, rounds=FINAL_ROUNDS)
+        request["timeout"] *= len(choices)
+        ((_, reply),) = list(self.workers.run({"final": request}))
+        return reply
 
     def _request(self, choices: Sequence[Choice], rounds: int | None = None) -> dict[str, Any]:
         plan: Any = self.task.plan
@@ -282,6 +299,24 @@ class Trials:
         left = budget.left(done, done - self.before, spent)
         candidates = f"{self.name}: {done} of {min(budget.trials, self.space.size)} candidates"
         return f"{candidates}{so_far(self.scores, 'the predicted choice')}, {left:.0f} s left"
+
+
+def measured_last(
+    finalists: list[_Candidate],
+    together: Callable[[list[_Candidate]], dict[str, Any]],
+    alone: Callable[[list[_Candidate]], list[_Candidate]],
+) -> tuple[list[_Candidate], dict[str, Any]]:
+    """What a measurement of the finalists, the best first, replies, and who took part in it.
+
+    together  measures all of them; alone: each by itself, and returns those that ran.
+
+    A candidate that ran before may crash or hang now. Where the measurement fails, who fails alone too is out, or the slower half
+    if none does: the reply is an error only if nobody is left.
+    """
+    while "us" not in (reply := together(finalists)) and finalists:
+        sound = alone(finalists)
+        finalists = sound if len(sound) < len(finalists) else finalists[: len(finalists) // 2]
+    return finalists, reply
 
 
 def place_of(log: Log, key: str, target: Target, job: Job) -> tuple[str, Path]:
