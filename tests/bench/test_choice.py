@@ -12,7 +12,7 @@ import pytest
 from tvm_doping.bench import choice
 from tvm_doping.bench.cells import Axes, Group, Variant
 from tvm_doping.errors import BenchError
-from tvm_doping.targets import Target
+from tvm_doping.targets import Target, resolve
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
 
@@ -37,6 +37,20 @@ def test_every_candidate_is_timed_beside_the_choice(tmp_path: Path) -> None:
     )
     assert {"csr", "block16", "dense"} <= set(cell["predicted"])
     assert f"In {int(cell['loss'] <= choice.WITHIN)} of 1 cells" in (tmp_path / "choice.md").read_text()
+
+
+def test_what_is_timed_is_chosen_for_the_caches_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[object] = []
+
+    def compiled(H: int, variant: Variant | None, target: object, *rest: object, **options: object) -> None:
+        found.append(target)
+        raise BenchError("a size", "one", "none", "Try another.")
+
+    monkeypatch.setattr(choice.variants, "compiled", compiled)
+    choice.run(tmp_path, axes=TINY, echo=lambda line: None)
+    assert found == [resolve("auto")]  # as `compile` does; the target that is named so may have others
 
 
 def test_measured_cells_are_kept_and_those_of_another_machine_refused(

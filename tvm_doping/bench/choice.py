@@ -121,19 +121,17 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _cell(group: Group, variant: Variant, target: Target, seconds: float) -> dict[str, Any]:
     fast_for = group.compiled_for(target.lanes)
-    bundles = {CHOSEN: variants.compiled(group.H, variant, target.name, *fast_for)}
+    bundles = {CHOSEN: variants.compiled(group.H, variant, target, *fast_for)}
     taken = _formats(bundles[CHOSEN])
     for name in FORMATS:
         if taken == {name}:
             continue  # the same code: the choice stands for it
         try:
-            bundles[name] = variants.compiled(
-                group.H, variant, target.name, *fast_for, force=(("format", name),)
-            )
+            bundles[name] = variants.compiled(group.H, variant, target, *fast_for, force=(("format", name),))
         except ScheduleError:
             continue  # no candidate on this target
     if taken != {DENSE}:
-        bundles[DENSE] = variants.compiled(group.H, None, target.name, *fast_for)
+        bundles[DENSE] = variants.compiled(group.H, None, target, *fast_for)
     x = variants.dense(group.H).inputs(group.T, group.batch, 1, 0)[0]
     with pinned(group.threads):
         streams = {name: Doped(bundle).open(group.T, group.batch) for name, bundle in bundles.items()}

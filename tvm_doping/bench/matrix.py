@@ -107,13 +107,11 @@ def _measure(group: Group, target: Target, seconds: float, echo: Callable[[str],
     fast_for = group.compiled_for(target.lanes)
     for variant in group.variants:
         try:
-            bundles[variant] = variants.compiled(
-                group.H, variant, target.name, *fast_for, threads=group.threads
-            )
+            bundles[variant] = variants.compiled(group.H, variant, target, *fast_for, threads=group.threads)
         except DopingError as error:  # a size or density at which the pattern does not exist
             impossible[variant.name] = " ".join(str(error).split())
             echo(f"{variant.name}: {impossible[variant.name]}")
-    own = variants.compiled(group.H, None, target.name, *fast_for, threads=group.threads)
+    own = variants.compiled(group.H, None, target, *fast_for, threads=group.threads)
     subject = variants.dense(group.H)
     streams: dict[str, Stream] = {}
     with pinned(group.threads) as cores:

@@ -12,6 +12,7 @@ from tvm_doping.bench.cells import Variant
 from tvm_doping.bench.subject import Subject, outputs_alone, subject_of
 from tvm_doping.build import compile
 from tvm_doping.bundle import Bundle
+from tvm_doping.targets import Target
 
 _LAYERS = 2
 # Forward this many at most are kept: all the models of one H and batch, then those of the next take their place.
@@ -35,7 +36,7 @@ def dense(H: int) -> Subject:
 def compiled(
     H: int,
     variant: Variant | None,
-    target: str,
+    target: str | Target,
     batch: int,
     steps: int,
     force: tuple[tuple[str, Any], ...] = (),
@@ -51,7 +52,7 @@ def compiled(
 def _compiled(
     H: int,
     variant: Variant | None,
-    target: str,
+    target: str | Target,
     batch: int,
     steps: int,
     force: tuple[tuple[str, Any], ...],

@@ -62,7 +62,8 @@ def choose_lstm(
     """
     # Streams that run side by side leave no lanes to steps.
     ahead = steps if batch == 1 else 1
-    layers = [layer_of(w_ih, batch, precision, steps=ahead), layer_of(w_hh, batch, precision)]
+    recurrent = replace(layer_of(w_hh, batch, precision), again=steps > 1)
+    layers = [layer_of(w_ih, batch, precision, steps=ahead), recurrent]
     named = dict(zip(LstmPlan.products, layers, strict=True))
     if target.gpu:
         plan = cuda.choose_lstm(

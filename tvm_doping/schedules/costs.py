@@ -42,9 +42,10 @@ class Cost:
 NOTHING = Cost(cycles=0.0, tile=0.0, stored=0.0, bytes=0.0, note="S is empty")
 
 
-def reading(size: float, whole: float, target: Target) -> float:
-    """Cycles to read so many bytes, of a `whole` weight's, from the cache that holds it, shared with the rest of a model."""
-    room = whole / rate("share", target)
+def reading(size: float, whole: float, layer: Layer, target: Target) -> float:
+    """Cycles to read so many bytes, of a `whole` weight's, from the cache that holds it, shared with the rest of a model unless the
+    layer's weight is read again before that."""
+    room = whole / rate("share_again" if layer.again else "share", target)
     level = "l2" if room < target.l2 else "l3" if room < target.l3 else "memory"
     return size / rate(level, target)
 

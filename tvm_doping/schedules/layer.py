@@ -25,6 +25,7 @@ class Layer:
 
     batch      the number of streams to be fast for; every number of streams works.
     steps      of each, that many steps are known at once: they run as tiles, like streams.
+    again      it runs once a step of a sequence, and no other weight in between: the caches are its own.
     precision  how low stored values may go: a schedule may keep them in fp32 where narrow ones would be slower.
     """
 
@@ -32,6 +33,7 @@ class Layer:
     sparse: sp.csr_array
     batch: int = 1
     steps: int = 1
+    again: bool = False
     precision: Precision = "exact"
 
     @property

@@ -28,6 +28,8 @@ _X86: dict[str, tuple[float, float]] = {
     "memory": (7.0, 9.0),
     # Of a cache, what a product may count on: a model's products share it, four for a two-layer LSTM, with what runs beside it.
     "share": (0.2, 0.12),
+    # The same of a weight that is read step after step, with no other in between.
+    "share_again": (0.5, 0.12),
     # An FMA of a tile with the load of its vector of streams and of its index: where the tile's inputs fit the L1 beside the
     # weights that pass through it, and where they come from the L2.
     "tile": (1.2, 1.1),
@@ -72,6 +74,7 @@ _ARM: dict[str, tuple[float, ...]] = {
     "l3": (2.0, 3.0, 10.0, 10.0, 12.0, 20.0),  # none in the first two
     "memory": (1.6, 2.7, 5.0, 8.0, 9.0, 18.0),
     "share": (0.2, 0.2, 0.2, 0.2, 0.2, 0.2),
+    "share_again": (0.2, 0.2, 0.2, 0.2, 0.2, 0.2),
     "tile": (8.8, 2.5, 1.3, 1.3, 0.85, 0.85),
     "tile_l2": (10.5, 3.5, 1.6, 1.6, 1.0, 1.0),
     "tile_block": (0.58, 0.46, 0.49, 0.49, 0.6, 0.6),

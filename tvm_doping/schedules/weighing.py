@@ -191,7 +191,7 @@ def _candidate(
     whole = cost.bytes + extra.bytes
     cycles = one = tile = transfer = 0.0
     for each, factor, ahead in zip((cost, extra), wider, steps, strict=True):
-        read = costs.reading(each.bytes, whole, target)
+        read = costs.reading(each.bytes, whole, layer, target)
         transfer += read
         cycles += max(read, each.cycles)
         one += max(read, each.tile * ahead)
