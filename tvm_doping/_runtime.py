@@ -73,13 +73,7 @@ def load_cuda_runtime() -> None:
     """libtvm_runtime_cuda.so, which needs the driver and CUDA's runtime library. BundleError where one is missing."""
     spec = importlib.util.find_spec("tvm")
     place = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
-    try:
-        for packages in importlib.util.find_spec("nvidia").submodule_search_locations or ():  # type: ignore[union-attr]
-            library = Path(packages) / "cu13" / "lib" / "libcudart.so.13"
-            if library.is_file():
-                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-    except AttributeError:
-        pass  # no package of NVIDIA's: the system's own library, if there is one
+    _load_cudart()
     try:
         ctypes.CDLL(str(place / "libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -89,6 +83,22 @@ def load_cuda_runtime() -> None:
             str(error)[:200],
             "Install the driver, and pip install nvidia-cuda-runtime.",
         ) from error
+
+
+def _load_cudart() -> None:
+    """CUDA's runtime library of a package of NVIDIA's, if there is one: else the system's own is found. One that is loaded, as by
+    torch, stays the only one: streams and errors of two copies are not each other's.
+    """
+    name = "libcudart.so.13"
+    try:
+        ctypes.CDLL(name, ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+    except OSError:
+        spec = importlib.util.find_spec("nvidia")
+        for packages in (spec.submodule_search_locations if spec else None) or ():
+            library = Path(packages) / "cu13" / "lib" / name
+            if library.is_file():
+                ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+                return
 
 
 _ffi = _import_ffi()

@@ -40,25 +40,34 @@ def choose_variant(
     if any_machine:
         return 0
     lacking = (
-        f"{target.name} needs {', '.join(features)}"
+        f"{target.name} needs {', '.join(map(_in_words, features))}"
         for target, features in zip(targets, missing, strict=True)
     )
-    first = targets[0]
-    wanting = [feature for feature in missing[0] if feature.startswith(gpu.PREFIX)]
-    if len(targets) == 1 and wanting:
-        number = wanting[0].removeprefix(gpu.PREFIX + "sm_")
+    first, names = targets[0], ", ".join(target.name for target in targets)
+    wanting = [feature for features in missing for feature in features if feature.startswith(gpu.PREFIX)]
+    if len(wanting) == len(targets):  # none is for a CPU
+        least = min(wanting, key=gpu.capability)
         raise BundleError(
-            f"bundle {name!r} for {first.name}",
-            f"an NVIDIA GPU of compute capability {number[:-1]}.{number[-1]} or later, and its driver",
-            str(gpu.lacking(wanting[0])),
+            f"bundle {name!r} for {names}",
+            f"{_in_words(least)} or later, and its driver",
+            str(gpu.lacking(least)),
             "Load it on such a machine, or compile the model for this one: `tvm-doping compile --target auto`.",
         )
     raise BundleError(
-        f"bundle {name!r} for {', '.join(target.name for target in targets)}",
-        f"a CPU with {', '.join(first.features)}" if len(targets) == 1 else "a CPU that one of these runs on",
+        f"bundle {name!r} for {names}",
+        f"a CPU with {', '.join(first.features)}"
+        if len(targets) == 1
+        else "a machine that one of these runs on",
         f"one without {', '.join(missing[0])}" if len(targets) == 1 else f"another: {'; '.join(lacking)}",
         "Compile the model for this machine: `tvm-doping compile --target auto`.",
     )
+
+
+def _in_words(feature: str) -> str:
+    if not feature.startswith(gpu.PREFIX):
+        return feature
+    major, minor = gpu.capability(feature)
+    return f"an NVIDIA GPU of compute capability {major}.{minor}"
 
 
 def best_first(targets: Sequence[str]) -> list[int]:

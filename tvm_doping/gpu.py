@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from functools import lru_cache
 
 # Bundles ask for these beside the features of a CPU: "nvidia-sm_90" is a GPU of compute capability 9.0 or later.
@@ -41,5 +42,10 @@ def lacking(feature: str) -> str | None:
     have = compute_capability()
     if isinstance(have, str):
         return have
-    number = int(feature.removeprefix(PREFIX + "sm_"))
-    return None if have[0] * 10 + have[1] >= number else f"a GPU of compute capability {have[0]}.{have[1]}"
+    return None if have >= capability(feature) else f"a GPU of compute capability {have[0]}.{have[1]}"
+
+
+def capability(feature: str) -> tuple[int, int]:
+    """The compute capability that a feature names: (9, 0) of "nvidia-sm_90"; one that no GPU has, of a name that is none."""
+    number = feature.removeprefix(PREFIX + "sm_")
+    return divmod(int(number), 10) if re.fullmatch("[0-9]{2,4}", number) else (1000, 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tvm_doping
 from tests.bundle.conftest import make_bundle
 from tests.bundle.test_bundle import edit
-from tvm_doping import targets
+from tvm_doping import gpu, targets
 from tvm_doping.bundle import Bundle
 from tvm_doping.bundle_files import digest
 from tvm_doping.document import share, stored_keys
@@ -74,6 +74,32 @@ def test_where_none_runs_each_says_what_it_needs(fat, tmp_path, monkeypatch):
     with pytest.raises(BundleError, match="x86-64-v2 needs cmov"):
         load(folder)
     assert Bundle.load(folder, any_machine=True).manifest.target.name == "x86-64-v4"
+
+
+def test_what_a_bundle_for_gpus_lacks_is_told_in_words(monkeypatch):
+    """Also where a CPU could have run it, and where a hostile manifest names a GPU that there is none of."""
+    have(monkeypatch, "x86-64-v2")
+    specs = {
+        n: TargetSpec(name=n, features=targets.TARGETS[n].features)
+        for n in ("cuda-sm90", "cuda-sm80", "x86-64-v4")
+    }
+    monkeypatch.setattr(gpu, "compute_capability", lambda: "no driver of NVIDIA's (libcuda.so.1)")
+    with pytest.raises(
+        BundleError, match=r"needs an NVIDIA GPU of compute capability 8\.0 or later.*no driver"
+    ):
+        choose_variant("tiny", [specs["cuda-sm90"], specs["cuda-sm80"]])
+    with pytest.raises(
+        BundleError, match=r"cuda-sm90 needs an NVIDIA GPU of compute capability 9\.0; x86-64-v4 needs abm"
+    ):
+        choose_variant("tiny", [specs["cuda-sm90"], specs["x86-64-v4"]])
+    monkeypatch.setattr(gpu, "compute_capability", lambda: (8, 6))
+    assert choose_variant("tiny", [specs["cuda-sm90"], specs["cuda-sm80"]]) == 1
+    with pytest.raises(
+        BundleError, match=r"9\.0 or later, and its driver; got a GPU of compute capability 8\.6"
+    ):
+        choose_variant("tiny", [specs["cuda-sm90"]])
+    with pytest.raises(BundleError, match="GPU"):
+        choose_variant("tiny", [TargetSpec(name="cuda-x", features=("nvidia-x",))])
 
 
 def test_the_target_that_auto_is_here_goes_before_a_better_one(monkeypatch):

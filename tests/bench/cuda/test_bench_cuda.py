@@ -24,6 +24,7 @@ from tvm_doping.bench.cuda.measure import WrongResult, difference, fractions, me
 from tvm_doping.bench.cuda.timing import Clock, interleave
 from tvm_doping.bench.subject import subject_of
 from tvm_doping.bench.variants import doped
+from tvm_doping.errors import BenchError
 
 
 class Gpu:
@@ -125,6 +126,12 @@ def test_a_wrong_kernel_leaves_the_other_cells_measured(tmp_path: Path) -> None:
     with pytest.raises(WrongResult, match=r"1\.0 off"):
         measure(tmp_path, tmp_path, QUICK[:3], minutes=1, seconds=1, echo=lambda text: None, cell=cell)
     assert {path.name for path in tmp_path.iterdir()} == {QUICK[0].file, QUICK[2].file}
+
+
+def test_rounded_weights_may_cost_a_multiple_of_what_they_did_when_compiled() -> None:
+    costs = {"y": SimpleNamespace(max_abs=2e-4), "h": SimpleNamespace(max_abs=1e-5)}
+    assert measuring.allowed(SimpleNamespace(precision_error=costs)) == pytest.approx(2e-3)
+    assert measuring.allowed(SimpleNamespace(precision_error={})) == measuring.TOLERANCE
 
 
 def test_fractions_of_the_floors() -> None:
@@ -266,4 +273,11 @@ def test_no_gpu_is_told_and_measuring_needs_little(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "a GPU that PyTorch finds" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_without_pytorch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BenchError, match="PyTorch, which has the baselines"):
+        measure(tmp_path, tmp_path / "out", QUICK, minutes=1, seconds=1, echo=lambda text: None)
     assert not (tmp_path / "out").exists()
