@@ -14,7 +14,7 @@ FUZZ_TARGETS ?= bundle run-folder records recipe bytes library
 
 ARM_ROOT := build/arm-root
 
-.PHONY: help demo test test-arm arm-root fuzz lint format install install-dev system system-arm clean
+.PHONY: help demo test test-arm arm-root fuzz lint format install install-dev install-nvcc system system-arm clean
 
 help:
 	@echo "make demo    train, compile, check and time a small doped LSTM (about 4 minutes)"
@@ -53,6 +53,8 @@ format: install-dev
 
 install: $(VENV)/.with-bench
 install-dev: $(VENV)/.with-dev
+# nvcc, for the tests that compile CUDA kernels, which are skipped without one.
+install-nvcc: $(VENV)/.with-nvcc
 
 # Root on a Debian gets the packages in $need; anyone else is told the command.
 INSTALL_NEED = \
@@ -92,6 +94,10 @@ $(VENV)/.with-bench: $(VENV)/.with-torch pyproject.toml
 
 $(VENV)/.with-dev: $(VENV)/.with-bench
 	$(PIP) install -q -c constraints.txt -e ".[bench,train,dev]"
+	@touch $@
+
+$(VENV)/.with-nvcc: $(VENV)/.with-dev
+	$(PIP) install -q -c constraints.txt -e ".[cuda]"
 	@touch $@
 
 clean:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +13,17 @@ from scipy import sparse as sp
 from tests.cuda.conftest import built, plan_of
 from tvm_doping import structures
 from tvm_doping.errors import TargetError
+from tvm_doping.kernels import linear
 from tvm_doping.kernels.cuda.image import images
 from tvm_doping.kernels.cuda.lowering import cuda_pipeline
 from tvm_doping.kernels.cuda.lstm import pack, prim_func
-from tvm_doping.kernels.cuda.nvcc import compile_cuda, find_nvcc
+from tvm_doping.kernels.cuda.nvcc import Resources, _resources, compile_cuda, find_nvcc
+from tvm_doping.kernels.plan import Config, Grid, LinearPlan, Product
+from tvm_doping.kernels.product import part_of
 from tvm_doping.kernels.trees import found
-from tvm_doping.schedules.grids import grid_of
+from tvm_doping.schedules.grids import grid_of, options
 from tvm_doping.sparsity.patterns import blocks
+from tvm_doping.targets import TARGETS
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
@@ -84,6 +87,19 @@ def test_kernels_stay_within_their_budget(arch: str, hidden: int, threads: int, 
     grid = grid_of(-(-hidden // each), threads, 8, SHARED[arch])
     w = of(hidden, 0.04)
     plan = plan_of(w, values=values, grid=grid, format=format)
+    function = prim_func(plan, pack(plan, *w, np.zeros(4 * hidden, "float32")), "f")
+    asked, source = within_budget(function, arch, grid, count)
+    # the recurrence of one stream keeps its weights in shared memory
+    bytes_each = {"fp32 sell32": 6, "fp16 sell32": 4, "bf16 mma16": 2}[f"{values} {format}"]
+    assert asked[recurrence] > plan.recurrent.nnz * bytes_each / grid.parts
+    if format == "mma16":
+        assert "mma.sync.aligned.m16n8k16" in source
+
+
+def within_budget(function: Any, arch: str, grid: Grid, count: int) -> tuple[list[int], str]:
+    """Compile its `count` kernels and compare what ptxas says with the grid; returns the shared memory of their launches, and the
+    source.
+    """
     made: dict[str, Any] = {}
 
     def compile_image(source: str) -> bytes:
@@ -91,24 +107,54 @@ def test_kernels_stay_within_their_budget(arch: str, hidden: int, threads: int, 
         made["source"] = source
         return image
 
-    function = prim_func(plan, pack(plan, *w, np.zeros(4 * hidden, "float32")), "f")
     with images(compile_image):
         module = built(function, arch)
         if not made:  # TVM's CUDA runtime is not loaded: it asks for no image yet
             compile_image(module.imports[0].inspect_source("cuda"))
-    resources = made["resources"]
-    assert len(resources) == count
+    resources, asked = made["resources"], shared_memory(function)
+    assert len(resources) == len(asked) == count
     for name, taken in resources.items():
         assert (taken.spilled, taken.stack) == (0, 0), name
         assert 0 < taken.registers <= grid.registers, (name, taken)
-    # No kernel has shared memory but what its launch asks for; the recurrence of one stream keeps its weights there.
-    assert not re.search(r"(?<!extern )__shared__", made["source"])
-    asked = shared_memory(function)
-    assert len(asked) == count and max(asked) <= SHARED[arch]
-    bytes_each = {"fp32 sell32": 6, "fp16 sell32": 4, "bf16 mma16": 2}[f"{values} {format}"]
-    assert asked[recurrence] > plan.recurrent.nnz * bytes_each / grid.parts
-    if format == "mma16":
-        assert "mma.sync.aligned.m16n8k16" in made["source"]
+        # beside what its launch asks for
+        assert taken.shared == 0, (name, taken)
+    assert max(asked) <= grid.shared == SHARED[arch]
+    return asked, made["source"]
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize(("base", "values", "count"), [("kronecker", "bf16", 3), ("low rank", "int8", 5)])
+def test_kernels_of_linear_layers_too(arch: str, base: str, values: Any, count: int) -> None:
+    """2,600 outputs of 650 inputs, in four rounds of blocks."""
+    try:
+        find_nvcc()
+    except TargetError as error:
+        pytest.skip(str(error))
+    weight = {"kronecker": layer(650, 0.04)[0], "low rank": low_rank_layer(650, 0.04)[1]}[base]
+    outputs, inputs = weight.shape
+    option = next(options(outputs, 1, TARGETS[arch.replace("sm_", "cuda-sm")]))
+    product = Product(part=part_of(weight), sparse="sell32", nnz=int(weight.S.nnz), values=values)
+    config = Config(lanes=1, registers=0, grid=option.grid)
+    plan = LinearPlan(inputs=inputs, outputs=outputs, product=product, config=config)
+    arrays = linear.pack(plan, weight, np.zeros(outputs, "float32"))
+    within_budget(linear.prim_func(plan, arrays, "f"), arch, option.grid, count)
+
+
+def test_what_ptxas_says_is_read() -> None:
+    """As nvcc 13.0 writes it, of a kernel that spills and one that does not."""
+    report = (
+        "ptxas info    : Compiling entry function 'first' for 'sm_90'\n"
+        "ptxas info    : Function properties for first\n"
+        "    64 bytes stack frame, 60 bytes spill stores, 56 bytes spill loads\n"
+        "ptxas info    : Used 32 registers, used 1 barriers, 64 bytes cumulative stack size, 1024 bytes smem\n"
+        "ptxas info    : Compiling entry function 'second' for 'sm_90'\n"
+        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 79 registers, used 1 barriers\n"
+    )
+    assert _resources(report) == {
+        "first": Resources(registers=32, spilled=116, stack=64, shared=1024),
+        "second": Resources(registers=79, spilled=0, stack=0, shared=0),
+    }
 
 
 def test_an_error_of_nvcc_is_told_without_its_warnings() -> None:

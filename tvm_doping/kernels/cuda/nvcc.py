@@ -19,11 +19,14 @@ _FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a kernel takes, as ptxas counts: registers of a thread, and bytes of it that did not fit them."""
+    """What a kernel takes, as ptxas counts: registers of a thread, and bytes of it that did not fit them (stored and loaded); bytes
+    of a block's shared memory, beside those that its launch asks for.
+    """
 
     registers: int
     spilled: int
     stack: int
+    shared: int
 
 
 def find_nvcc() -> str:
@@ -85,10 +88,17 @@ def _resources(report: str) -> dict[str, Resources]:
     found = {}
     for piece in report.split("Compiling entry function '")[1:]:
         name = piece.partition("'")[0]
-        numbers = [
-            re.search(pattern, piece)
-            for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill stores", r"Used (\d+) registers")
-        ]
-        stack, spilled, registers = (int(match[1]) if match else -1 for match in numbers)
-        found[name] = Resources(registers=registers, spilled=spilled, stack=stack)
+        stack, stores, loads, registers = (
+            int(match[1]) if (match := re.search(pattern, piece)) else -1
+            for pattern in (
+                r"(\d+) bytes stack",
+                r"(\d+) bytes spill stores",
+                r"(\d+) bytes spill loads",
+                r"Used (\d+) registers",
+            )
+        )
+        fixed = re.search(r"(\d+) bytes smem", piece)  # not told where there are none
+        found[name] = Resources(
+            registers=registers, spilled=stores + loads, stack=stack, shared=int(fixed[1]) if fixed else 0
+        )
     return found
