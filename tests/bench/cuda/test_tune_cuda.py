@@ -134,3 +134,22 @@ def test_a_machine_that_cannot_tune_says_why_and_measures(
     assert len(measured) == 1 and not (tmp_path / "out" / "tuned").exists()
     assert command.main(["measure", str(kit), "--quick", "--tune", "0"]) == 0
     assert "tune" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_kernels_are_checked_before_anything_is_tuned_or_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    """Where there is a GPU; what is wrong stops neither, and shows in the exit status."""
+    did: list[str] = []
+
+    def checked(*given: Any) -> bool:
+        did.append("checked")
+        return right
+
+    monkeypatch.setattr("tvm_doping.gpu.compute_capability", lambda: (9, 0))
+    monkeypatch.setattr("tvm_doping.bench.cuda.checks.run", checked)
+    monkeypatch.setattr(command, "tune_kit", lambda *given, **options: did.append("tuned"))
+    monkeypatch.setattr(command, "measure", lambda *given, **options: did.append("measured"))
+    assert command.main(["measure", str(tmp_path), "--out", str(tmp_path / "out")]) == (0 if right else 2)
+    assert did == ["checked", "tuned", "measured"]

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvm_doping.bench.cuda import kit
+from tvm_doping import gpu
+from tvm_doping.bench.cuda import checks, kit
 from tvm_doping.bench.cuda.cells import FULL, MODELS, QUICK, Cell
 from tvm_doping.bench.cuda.measure import measure
 from tvm_doping.bench.cuda.tune import tune_kit
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kit.prepare(options.kit, [m for m in MODELS if m.H in sizes], options.target, print)
         else:
             cells = QUICK if options.quick else FULL
+            right = isinstance(gpu.compute_capability(), str) or checks.run(options.kit, options.out)
             if options.tune > 0:
                 _tune(options.kit, options.out, cells, options.tune)
             measure(
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 minutes=options.minutes,
                 seconds=options.seconds,
             )
+            return 0 if right else 2
     except DopingError as error:
         print(f"tvm-doping: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -15,9 +15,9 @@ BARRIER, FACTS = "barrier.so", "kit.json"
 def prepare(
     out: Path, models: Sequence[Model], target: str, echo: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Compile the models and the barrier into `out`; those that are there are kept. Needs nvcc."""
+    """Compile the models, those of the checks and the barrier into `out`; those that are there are kept. Needs nvcc."""
     from tvm_doping.bench.cells import Variant
-    from tvm_doping.bench.cuda import barrier, weights
+    from tvm_doping.bench.cuda import barrier, checks, weights
     from tvm_doping.bench.subject import outputs_alone
     from tvm_doping.bench.variants import doped
     from tvm_doping.build import compile
@@ -26,6 +26,7 @@ def prepare(
     (out / "layers").mkdir(parents=True, exist_ok=True)
     machine = resolve(target)
     barrier.build(out / BARRIER, machine)
+    checks.prepare(out, machine, echo=echo)
     for model in models:
         folder = out / "bundles" / model.name
         if folder.is_dir():

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm_doping.bench.cuda import engines, weights
 from tvm_doping.bench.cuda.cells import MODELS, Cell
+from tvm_doping.bench.cuda.checks import allowed
 from tvm_doping.bench.cuda.kit import BARRIER, FACTS, models_of
 from tvm_doping.bench.cuda.timing import Clock, interleave
 from tvm_doping.bench.cuda.tune import tuned_of
@@ -20,8 +21,6 @@ from tvm_doping.errors import BenchError
 from tvm_doping.places import write_files
 
 FORMAT_VERSION = 1
-TOLERANCE = 1e-4  # largest difference from PyTorch in fp32
-_ROUNDING = 10.0  # times what rounded weights cost
 _STEPS = 1000  # barriers in a row that are timed
 _MIB = 2**20
 
@@ -171,13 +170,6 @@ def measure_cell(
         "engines": found,
         "failed": failed,
     }
-
-
-def allowed(manifest: Any) -> float:
-    """How far a model may be from PyTorch: TOLERANCE; with rounded weights, a multiple of what they were measured to cost on other
-    inputs when it was compiled, which a wrong kernel is far beyond.
-    """
-    return max(TOLERANCE, *(_ROUNDING * cost.max_abs for cost in manifest.precision_error.values()), 0.0)
 
 
 def difference(torch: Any, session: Any, lstm: Any, x: Any) -> float:
