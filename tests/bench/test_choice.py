@@ -48,7 +48,7 @@ def test_what_is_timed_is_chosen_for_the_caches_of_the_machine(
         found.append(target)
         raise BenchError("a size", "one", "none", "Try another.")
 
-    monkeypatch.setattr(choice.variants, "compiled", compiled)
+    monkeypatch.setattr("tvm_doping.bench.variants.compiled", compiled)
     choice.run(tmp_path, axes=TINY, echo=lambda line: None)
     assert found == [resolve("auto")]  # as `compile` does; the target that is named so may have others
 
